@@ -1,0 +1,34 @@
+"""A setting that can be turned by hand: its range, and what is marked on it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Knob:
+    """How a panel offers one field of the settings."""
+
+    field: str  # name in the settings
+    label: str
+    low: float
+    high: float
+    start: float  # where it stands when the settings leave the field empty
+    log: bool = False  # logarithmic between low and high (both are values, not exponents)
+    marked: tuple[float, float] | None = None  # a range to draw
+    mark: str = ""  # what that range is
+
+    def at(self, fraction: float) -> float:
+        """The value at a fraction (0–1) of the way from low to high."""
+        if self.log:
+            return self.low * (self.high / self.low) ** fraction
+        return self.low + (self.high - self.low) * fraction
+
+    def fraction(self, value: float) -> float:
+        """The way from low to high at which ``value`` stands, within 0–1."""
+        if self.log:
+            way = math.log(max(value, self.low) / self.low) / math.log(self.high / self.low)
+        else:
+            way = (value - self.low) / (self.high - self.low)
+        return min(1.0, max(0.0, way))

@@ -1,0 +1,117 @@
+"""Unpacking a zip or tar archive that nobody has vouched for: judged as a whole before the first byte is written."""
+
+from __future__ import annotations
+
+import lzma
+import re
+import shutil
+import stat
+import tarfile
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Literal
+
+from nbhelpers.core.disk import check_room, disk_errors
+from nbhelpers.core.errors import UserError
+
+Kind = Literal["zip", "tar"]
+
+SUFFIXES: dict[Kind, tuple[str, ...]] = {
+    "zip": (".zip",),
+    "tar": (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz"),
+}
+MARKER = ".unpacked_from_sha256"  # inside the folder, so that one rename makes folder and record appear together
+
+_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, NotImplementedError)
+
+
+def unpack(archive: Path, folder: Path, *, kind: Kind, sha256: str) -> None:
+    """Unpack ``archive`` to the new folder ``folder`` and note in it which archive it came from.
+
+    Everything goes to ``<folder>.unpacking`` first, which is then renamed: an interrupted run leaves no folder that
+    looks complete. tar files may be plain or compressed with gzip, bzip2 or xz.
+
+    Raises
+    ------
+    UserError
+        A member has an absolute path or ``..``, is a device, pipe or encrypted, or is a link whose target is absolute
+        or goes up (with no ``..`` in names and targets no chain of links can leave the folder; links in a zip are
+        refused altogether); the sizes that the members declare exceed the free disk; the archive is damaged. Nothing
+        has been written then, except in the last case, where the temporary folder is removed.
+    """
+    temporary = folder.with_name(folder.name + ".unpacking")
+    with disk_errors(temporary):
+        if temporary.exists():  # of an interrupted run of ours
+            shutil.rmtree(temporary)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with disk_errors(temporary):
+            if kind == "zip":
+                _unpack_zip(archive, temporary)
+            else:
+                _unpack_tar(archive, temporary)
+            (temporary / MARKER).write_text(sha256 + "\n", encoding="ascii")
+            temporary.replace(folder)
+    except _DAMAGED as error:
+        why = str(error).partition("\n")[0].rstrip(":")  # tarfile lists every compression it tried
+        raise UserError(
+            f"{archive} cannot be unpacked as {kind} ({type(error).__name__}: {why}): "
+            "remove it and fetch it again, or correct 'unpack' in its manifest"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def unpacked_from(folder: Path) -> str | None:
+    """sha256 (64 hex digits) of the archive that :func:`unpack` made ``folder`` from; None if it did not make it."""
+    marker = folder / MARKER
+    return marker.read_text(encoding="ascii").strip() if marker.is_file() else None
+
+
+def escapes(name: str) -> bool:
+    """Whether a path in an archive or manifest could leave its folder on any operating system."""
+    return (
+        name.startswith(("/", "\\"))
+        or re.match("[A-Za-z]:", name) is not None
+        or ".." in re.split(r"[/\\]", name)
+        or "\0" in name
+    )
+
+
+def _unpack_zip(archive: Path, temporary: Path) -> None:
+    with zipfile.ZipFile(archive) as opened:
+        members = opened.infolist()
+        for member in members:
+            if escapes(member.orig_filename):
+                raise _refusal(archive, member.orig_filename, "leads outside its folder")
+            if stat.S_ISLNK(member.external_attr >> 16):
+                raise _refusal(archive, member.filename, "is a symbolic link, which a zip archive here must not hold")
+            if member.flag_bits & 1:
+                raise _refusal(archive, member.filename, "is encrypted")
+        check_room(temporary.parent, sum(member.file_size for member in members), f"unpacking {archive.name}")
+        opened.extractall(temporary)
+        temporary.mkdir(exist_ok=True)  # an empty archive
+
+
+def _unpack_tar(archive: Path, temporary: Path) -> None:
+    with tarfile.open(archive) as opened:
+        members = opened.getmembers()
+        for member in members:
+            if escapes(member.name):
+                raise _refusal(archive, member.name, "leads outside its folder")
+            if (member.issym() or member.islnk()) and escapes(member.linkname):
+                raise _refusal(archive, member.name, f"is a link to {member.linkname!r}, which may lie outside")
+            if not (member.isfile() or member.isdir() or member.issym() or member.islnk()):
+                raise _refusal(archive, member.name, "is a device or pipe")
+        check_room(temporary.parent, sum(member.size for member in members), f"unpacking {archive.name}")
+        temporary.mkdir()
+        # Python's own filter as well, where this Python has it (3.10.12, 3.11.4 and later): it also drops setuid bits.
+        opened.extraction_filter = getattr(tarfile, "data_filter", None)
+        opened.extractall(temporary)
+
+
+def _refusal(archive: Path, member: str, why: str) -> UserError:
+    return UserError(
+        f"{archive} was not unpacked because its member {member!r} {why}: get the archive from a source you trust"
+    )

@@ -1,0 +1,1 @@
+"""One folder a notebook; stages never import each other."""

@@ -1,0 +1,1 @@
+"""Stage 1: radar nowcasting with a UNet and a perceptual loss."""

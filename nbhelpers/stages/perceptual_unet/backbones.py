@@ -1,0 +1,123 @@
+"""Pretrained image networks whose features the perceptual term and LPIPS compare."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from nbhelpers.core.errors import UserError
+from nbhelpers.core.manifest import fetch, load_manifest
+
+# Layers of torchvision's `features` after which activations are taken. vgg16: relu1_2, relu2_2, relu3_3, relu4_3
+# (Johnson, Alahi, Fei-Fei 2016); squeeze and alex: the layers that LPIPS taps (Zhang et al. 2018).
+TAPS = {"vgg16": (3, 8, 15, 22), "squeeze": (1, 4, 7, 9, 10, 11, 12), "alex": (1, 4, 7, 9, 11)}
+IMAGENET_FILES = {
+    "vgg16": "vgg16-397923af.pth",
+    "squeeze": "squeezenet1_1-b8a52dc0.pth",
+    "alex": "alexnet-owt-7be5be79.pth",
+}
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where a network's weights came from, for the preflight line and the report."""
+
+    net: str  # vgg16, squeeze or alex
+    source: str  # imagenet, random, or the name of the file given
+    sha256: str | None  # of the weight file; None for random weights
+
+    @property
+    def is_random(self) -> bool:
+        return self.source == "random"
+
+    def __str__(self) -> str:
+        return f"{self.net}, {self.source} weights" + (f", sha256 {self.sha256[:12]}…" if self.sha256 else "")
+
+
+def load_features(net: str, source: str, *, last: int | None = None) -> tuple[nn.Sequential, Weights]:
+    """torchvision's ``features`` of ``net``, frozen, in float32 and eval mode.
+
+    Args:
+        net: "vgg16", "squeeze" or "alex".
+        source: "imagenet" (fetched once, into torch's own cache of weights), the path of a state dict with
+            torchvision's key names, or "random", which must be asked for.
+        last: index of the last layer to keep (default: the last tap).
+
+    Raises:
+        UserError: weights that cannot be fetched or read, or that belong to another network.
+    """
+    import torchvision
+
+    build = {
+        "vgg16": torchvision.models.vgg16,
+        "squeeze": torchvision.models.squeezenet1_1,
+        "alex": torchvision.models.alexnet,
+    }[net]
+    if source == "random":
+        # A generator of its own: the features must not depend on what was drawn before, nor change what is drawn after.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            features = build(weights=None).features
+        weights = Weights(net, "random", None)
+    else:
+        path = _imagenet_file(net) if source == "imagenet" else Path(source)
+        features = build(weights=None).features
+        features.load_state_dict(_feature_state(path, net, features))
+        from nbhelpers.training.checkpoint import file_sha256
+
+        weights = Weights(net, "imagenet" if source == "imagenet" else path.name, file_sha256(path))
+    features = features[: (TAPS[net][-1] if last is None else last) + 1].eval().requires_grad_(False)
+    for module in features.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = False  # a tapped activation must not be overwritten by the next layer
+    return features, weights
+
+
+def _imagenet_file(net: str) -> Path:
+    cache = Path(torch.hub.get_dir()) / "checkpoints"
+    try:
+        return fetch(load_manifest("perceptual-weights"), cache, only=[IMAGENET_FILES[net]])[0]
+    except UserError as error:
+        raise UserError(
+            f"ImageNet weights of {net} are not here and cannot be fetched ({error}) Without a network: give "
+            "backbone_weights (or lpips_weights) the path of the file, or set it to 'random', which the report will name."
+        ) from error
+
+
+def _feature_state(path: Path, net: str, features: nn.Module) -> dict[str, Tensor]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"weights {path} cannot be read ({error}): check backbone_weights / lpips_weights.") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise UserError(
+            f"{path} is no state dict of plain tensors (damaged, or it holds code, which is never run): expected torchvision "
+            f"weights of {net}."
+        ) from error
+    if not isinstance(state, dict):
+        raise UserError(f"{path} holds a {type(state).__name__}, expected a state dict of {net}.")
+    state = {key.removeprefix("features."): value for key, value in state.items() if key.startswith("features.")}
+    wanted = {key: tuple(value.shape) for key, value in features.state_dict().items()}
+    found = {key: tuple(value.shape) for key, value in state.items()}
+    if wanted != found:
+        odd = sorted(set(wanted.items()) ^ set(found.items()))[0][0]
+        raise UserError(
+            f"{path} does not hold the features of {net} (they differ at 'features.{odd}'): give that net's weights."
+        )
+    return state
+
+
+def tapped(features: nn.Sequential, taps: tuple[int, ...], images: Tensor) -> list[Tensor]:
+    """Activations after the ``taps`` layers for ``(N, 3, H, W)`` images."""
+    activations = []
+    x = images
+    for index, layer in enumerate(features):
+        x = layer(x)
+        if index in taps:
+            activations.append(x)
+    return activations

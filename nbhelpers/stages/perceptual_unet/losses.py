@@ -1,0 +1,108 @@
+"""The two terms of ``L = MSE + (λ/S)·P``, and LPIPS as the metric that neither of them is."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from nbhelpers.stages.perceptual_unet.backbones import IMAGENET_MEAN, IMAGENET_STD, TAPS, load_features, tapped
+
+LPIPS_LAST = {"vgg16": 29, "squeeze": 12, "alex": 11}  # last layer of torchvision's `features` that LPIPS looks at
+
+
+def masked_mse(prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+    """Mean squared error over measured pixels: Σ m(ŷ − y)²/Σ m; 0 when nothing was measured.
+
+    Args:
+        prediction, target: ``(B, T, H, W)`` in model units.
+        valid: mask of the same shape.
+    """
+    difference = torch.where(valid, prediction - target, 0.0)
+    return difference.square().sum() / valid.sum().clamp(min=1)
+
+
+class PerceptualLoss(nn.Module):
+    """``P``: the feature MSE of a pretrained network, summed over its tapped layers.
+
+    P = Σ_l mean (φ_l(ŷ) − φ_l(y))² with both images repeated to three channels and normalised as ImageNet's, in
+    float32 whatever the precision around it. Johnson, Alahi, Fei-Fei (2016), arXiv:1603.08155.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, net: str, source: str):
+        super().__init__()
+        self.features, self.weights = load_features(net, source)
+        self.taps = TAPS[net]
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
+
+    def _activations(self, frames: Tensor) -> list[Tensor]:
+        images = frames.float().flatten(0, 1).unsqueeze(1)
+        return tapped(self.features, self.taps, (images - self.mean) / self.std)
+
+    def against(self, target: Tensor, valid: Tensor) -> Callable[[Tensor], Tensor]:
+        """The loss as a function of the prediction; the target's features are computed once, without gradient.
+
+        Args:
+            target: ``(B, T, H, W)`` in [0, 1].
+            valid: mask of the same shape; missing pixels are made equal in both images.
+        """
+        with torch.no_grad(), torch.autocast(target.device.type, enabled=False):
+            truth = self._activations(target)
+
+        def loss(prediction: Tensor) -> Tensor:
+            with torch.autocast(target.device.type, enabled=False):
+                guess = self._activations(torch.where(valid, prediction, target))
+                return torch.stack([(a - b).square().mean() for a, b in zip(guess, truth, strict=True)]).sum()
+
+        return loss
+
+
+class Lpips(nn.Module):
+    """LPIPS of the ``lpips`` package (Zhang et al. 2018), with the backbone's weights from where one says.
+
+    The linear heads are the package's own (version 0.1). With weights other than torchvision's ImageNet ones the
+    distance is "LPIPS-style", and :attr:`name` says so.
+    """
+
+    def __init__(self, net: str, source: str):
+        super().__init__()
+        import lpips
+
+        with warnings.catch_warnings():
+            # lpips asks torchvision for weights by a deprecated keyword and loads its heads by a deprecated default.
+            warnings.simplefilter("ignore")
+            package_net = {"vgg16": "vgg", "squeeze": "squeeze", "alex": "alex"}[net]
+            self.distance = lpips.LPIPS(net=package_net, pnet_rand=True, verbose=False)
+        features, self.weights = load_features(net, source, last=LPIPS_LAST[net])
+        # The package cuts `features` into slices that keep torchvision's layer numbers as names.
+        own = features.state_dict()
+        for name, tensor in self.distance.net.state_dict().items():
+            tensor.copy_(own[name.partition(".")[2]])
+        self.requires_grad_(False).eval()
+
+    @property
+    def name(self) -> str:
+        """What the number is, for report and figures."""
+        if self.weights.is_random:
+            return f"feature distance of a random {self.weights.net} (not LPIPS)"
+        if self.weights.source == "imagenet":
+            return f"LPIPS ({self.weights.net})"
+        return f"LPIPS-style ({self.weights})"
+
+    @property
+    def key(self) -> str:
+        """Its metric key: what has random weights must not be called LPIPS."""
+        return "feature_distance_random" if self.weights.is_random else "lpips"
+
+    @torch.no_grad()
+    def forward(self, prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+        """``(B, T)`` distances of ``(B, T, H, W)`` frames in [0, 1]; missing pixels are equal in both."""
+        images = [torch.where(valid, prediction, target), target]
+        flat = [(2 * image.float().flatten(0, 1).unsqueeze(1) - 1).expand(-1, 3, -1, -1) for image in images]
+        return self.distance(*flat).reshape(prediction.shape[:2])

@@ -1,0 +1,205 @@
+"""The nowcast as a ``Task``: data, model, losses and scores put together."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader
+
+from nbhelpers.core.fields import Field
+from nbhelpers.core.splits import split_hash
+from nbhelpers.stages.perceptual_unet import baselines, data, windows
+from nbhelpers.stages.perceptual_unet.config import Config
+from nbhelpers.stages.perceptual_unet.losses import Lpips, PerceptualLoss, masked_mse
+from nbhelpers.stages.perceptual_unet.model import UNet2D
+from nbhelpers.stages.perceptual_unet.verification import Verification
+from nbhelpers.stages.perceptual_unet.windows import Batch
+from nbhelpers.training.task import Evaluation, Gate, LossTerm, Monitor, Phase, Predictor, Update, Verdict
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+STAGE = "perceptual-unet"
+EVAL_BATCH = 4  # whole frames at once while scoring
+GB = 1_000_000_000
+
+
+class NowcastTask:
+    """Radar nowcasting on data in SEVIR's format.
+
+    Args:
+        config: the resolved settings.
+        data_dir: folder with the catalogue.
+
+    Raises:
+        UserError: data or weights that are missing, damaged or do not fit the settings.
+    """
+
+    stage = STAGE
+
+    def __init__(self, config: Config, data_dir: Path):
+        self.config, self.data_dir = config, Path(data_dir)
+        self.device = torch.device("cpu")
+        events = data.read_catalogue(self.data_dir, max_pct_missing=config.max_pct_missing)
+        data.check_events(events)
+        self.split = windows.split_events(events, subset=config.subset)
+        for group in self.split.events.values():
+            for event in group:
+                windows.window_span(event, config)
+        self.leads = tuple(windows.lead_minutes(self.split.events["test"][0], config))
+        self.cache = data.EventCache(int(config.cache_gb * GB))
+        self.fields: Mapping[str, Field] = {"input": data.VIL, "target": data.VIL}
+
+        torch.manual_seed(config.seed)
+        unet = UNet2D(
+            config.n_in, config.n_out, base=config.base_channels, depth=config.depth, residual=config.residual
+        )
+        self.modules: MutableMapping[str, nn.Module] = {"unet": unet}
+        self.perceptual = None if config.perceptual_is_off else PerceptualLoss(config.backbone, config.backbone_weights)
+        self.lpips = Lpips(config.lpips_net, config.lpips_source)
+
+        self.phases = (self._phase(unet),)
+        self.monitor = Monitor(config.monitor, "min" if config.monitor in ("mse", "mae", "lpips") else "max")
+        make = {
+            "persistence": baselines.persistence,
+            "advection": baselines.advection,
+            "blurred_truth": baselines.blurred_truth,
+        }
+        self.nulls: Mapping[str, Predictor] = {name: partial(self._null, forecast) for name, forecast in make.items()}
+        self.headlines = ("mse", "csi_74", "csi_133", "csi_m", "bias_74", "fss_74_4", "ssim", self.lpips.key, "rapsd_ratio")
+        self.oom_advice = (
+            f"halve batch_size (it is {config.batch_size})",
+            f"lower crop (it is {config.crop})",
+            f"lower base_channels (it is {config.base_channels})",
+            "use backbone 'squeeze'",
+        )
+
+    def _phase(self, unet: nn.Module) -> Phase:
+        optimizer = torch.optim.Adam(unet.parameters(), lr=self.config.lr)
+        steps = self.config.epochs * math.ceil(
+            len(self.split.events["train"]) * self.config.windows_per_event / self.config.batch_size
+        )
+        schedulers = {}
+        if self.config.cosine:
+            schedulers["unet"] = LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(step / steps, 1))))
+        return Phase("train", self.config.epochs, {"unet": optimizer}, schedulers)
+
+    def to(self, device: torch.device) -> None:
+        self.device = device
+        self.lpips.to(device)
+        if self.perceptual is not None:
+            self.perceptual.to(device)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of a frame."""
+        _, height, width = self.cache[self.split.events["train"][0]].shape
+        return height, width
+
+    def batches(self, split: str, epoch: int) -> DataLoader:
+        """Random windows of the training events, or the fixed windows of another split (whatever the epoch)."""
+        events = self.split.events[split]
+        if split != "train":
+            return windows.loader(
+                windows.fixed_windows(events, self.config), self.config, self.cache, batch_size=EVAL_BATCH
+            )
+        drawn = windows.random_windows(
+            events, self.config, epoch=epoch, shape=self.shape, group=self.cache.events_that_fit(events[0])
+        )
+        return windows.loader(drawn, self.config, self.cache, batch_size=self.config.batch_size)
+
+    def updates(self, batch: Batch, phase: Phase) -> Iterator[Update]:
+        frames, valid = data.VIL.to_model(batch.frames.to(self.device, non_blocking=True))
+        prediction = self.modules["unet"](frames[:, : self.config.n_in])
+        yield Update("unet", prediction, self.terms(frames[:, self.config.n_in :], valid[:, self.config.n_in :]))
+
+    def terms(self, target: Tensor, valid: Tensor) -> tuple[LossTerm, ...]:
+        """The summands of the loss against ``target``, ``(B, n_out, H, W)`` in model units."""
+        mse = LossTerm("mse", lambda prediction: masked_mse(prediction, target, valid), 1.0)
+        if self.perceptual is None:
+            return (mse,)
+        return mse, LossTerm("perceptual", self.perceptual.against(target, valid), self.config.perceptual_weight)
+
+    @torch.no_grad()
+    def forecast(self, batch: Batch) -> Tensor:
+        """The model's forecast of a batch: ``(B, n_out, H, W)`` in [0, 1]."""
+        frames, _ = data.VIL.to_model(batch.frames[:, : self.config.n_in].to(self.device))
+        unet = self.modules["unet"]
+        was_training = unet.training
+        unet.eval()
+        prediction = unet(frames)
+        unet.train(was_training)
+        return prediction.float()
+
+    def _null(self, forecast: Any, batch: Batch) -> Tensor:
+        return forecast(batch.frames.to(self.device), self.config.n_in, self.config.n_out)
+
+    def evaluate(self, split: str, predictor: Predictor | None = None) -> Evaluation:
+        scores = Verification(self.leads, self.lpips)
+        for batch in self.batches(split, epoch=0):
+            observed = batch.frames[:, self.config.n_in :].to(self.device)
+            scores.accumulate((predictor or self.forecast)(batch), observed, batch.events)
+        return scores.compute()
+
+    def describe_data(self) -> dict[str, Any]:
+        """Where the data came from and how they were split.
+
+        ``sha256`` is over the catalogue's content and the names and sizes of its files: hashing tens of gigabytes
+        would take longer than a short run.
+        """
+        catalogue = data.find_catalogue(self.data_dir)
+        files = sorted({event.path for group in self.split.events.values() for event in group})
+        sizes = [[str(path.relative_to(catalogue.parent)), path.stat().st_size] for path in files]
+        digest = hashlib.sha256(catalogue.read_bytes() + json.dumps(sizes).encode()).hexdigest()
+        ids = {name: [event.id for event in group] for name, group in self.split.events.items()}
+        return {
+            "source": str(self.data_dir.resolve()),
+            "sha256": digest,
+            "simulated": data.simulation_record(self.data_dir) is not None,
+            "shape": list(self.shape),
+            "lead_minutes": list(self.leads),
+            "split": {"rule": self.split.rule, **{name: len(group) for name, group in ids.items()}},
+            "split_sha256": split_hash(ids),
+        }
+
+    def remarks(self) -> list[str]:
+        remarks = []
+        if data.simulation_record(self.data_dir) is not None:
+            remarks.append(
+                "Simulated storms: the scores say how well the method works here, not how well it forecasts weather."
+            )
+        if self.perceptual is not None and self.perceptual.weights.is_random:
+            remarks.append(
+                f"The perceptual term uses RANDOM features of {self.config.backbone}, as asked for: no pretrained weights."
+            )
+        if self.lpips.weights.is_random:
+            remarks.append(
+                "LPIPS is not reported: its network has random weights; feature_distance_random stands in its place."
+            )
+        elif self.lpips.weights.source != "imagenet":
+            remarks.append(f"lpips is {self.lpips.name}: close to canonical LPIPS, not the same.")
+        return remarks
+
+    def judge(
+        self,
+        report: Mapping[str, Any],
+        history: Sequence[Mapping[str, Any]],
+        reference: Mapping[str, Any] | None = None,
+    ) -> tuple[Sequence[Gate], Verdict]:
+        from nbhelpers.stages.perceptual_unet.verdict import gates, verdict
+
+        return gates(report), verdict(report, history, reference)
+
+    def figures(self, report: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Figure]]:
+        from nbhelpers.stages.perceptual_unet.figures import report_figures
+
+        yield from report_figures(self, report, history)

@@ -1,0 +1,154 @@
+"""What a run amounts to: gates against the baselines, and the stage's decision table, first match wins."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nbhelpers.training.task import Gate, Verdict
+
+INERT_SHARE = 0.01  # of the gradient; below it a term changes nothing that one could measure
+ADVECTION_GAP = 10  # minutes; shorter leads belong to persistence
+REFERENCE_CSI, REFERENCE_LPIPS = 0.95, 0.87  # of the λ = 0 run's
+HEADLINE = "csi_74"
+
+
+def gates(report: Mapping[str, Any]) -> list[Gate]:
+    """Pass or fail against each forecast baseline, by the paired interval at every lead time that is judged."""
+    found = []
+    leads = report["data"]["lead_minutes"]
+    for null in ("persistence", "advection"):
+        found.append(_beats(report, null, "mse", list(leads)))
+        late = [lead for lead in leads if lead >= ADVECTION_GAP]
+        if late:
+            found.append(_beats(report, null, HEADLINE, late))
+    if "perceptual" in report["ledger"]:
+        share = report["ledger"]["perceptual"]["grad_share"]
+        found.append(Gate("the perceptual term has a say", share >= INERT_SHARE, f"median gradient share {share:.2%}"))
+    return found
+
+
+def _beats(report: Mapping[str, Any], null: str, metric: str, leads: Sequence[int]) -> Gate:
+    difference = report["baselines"][null][metric]["model_minus_this"]
+    by_lead = difference.get("by_label", {f"{leads[0]} min": difference})
+    results = {lead: by_lead[f"{lead} min"] for lead in leads}
+    worst = [f"{lead} min {_signed(entry)}" for lead, entry in results.items() if entry["is_better"] is not True]
+    n = report["metrics"][metric]["n"]
+    value = "; ".join(worst) if worst else f"all {len(leads)} lead times, n = {n} events"
+    name = f"{metric} better than {null} at every lead time" + ("" if metric == "mse" else f" from {leads[0]} min")
+    return Gate(name, not worst, value)
+
+
+def _signed(entry: Mapping[str, Any]) -> str:
+    low, high = entry["ci95"]
+    if low is None:
+        return "undefined (no events)"
+    return f"{entry['value']:+.4f} [{low:+.4f}, {high:+.4f}]"
+
+
+def verdict(
+    report: Mapping[str, Any], history: Sequence[Mapping[str, Any]], reference: Mapping[str, Any] | None
+) -> Verdict:
+    """The first row of the decision table that fits.
+
+    The absolute thresholds (CSI@74 0.65 and 0.60, LPIPS 0.35 and 0.38) are SEVIR's with LPIPS(alex), and are used only
+    there. Elsewhere the rule is relative to ``reference``, the same run with λ = 0.
+    """
+    csi = report["metrics"][HEADLINE]["value"]
+    mse = report["metrics"]["mse"]["value"]
+    epochs = int(history[-1]["epoch"]) if history else 0
+    beats = _beats_both(report)
+    if any(not _finite(row["train_total"]) for row in history):
+        return Verdict(
+            "unstable",
+            "The training loss became infinite or undefined.",
+            "lower lr by a factor of 3 and start a new run.",
+        )
+    if not csi and epochs < 10:
+        return Verdict(
+            "too few epochs",
+            f"No pixel >= 74 was hit after {epochs} epochs; event scores emerge late.",
+            "train to at least epoch 10.",
+        )
+    if not csi and mse > 0.05:
+        return Verdict(
+            "bug",
+            f"CSI is 0 and the MSE {mse:.3f} after {epochs} epochs.",
+            "look at the data figure: units, missing values, time order.",
+        )
+    share = report["ledger"].get("perceptual", {}).get("grad_share")
+    if share is not None and share < INERT_SHARE:
+        return Verdict(
+            "perceptual term inert",
+            f"The perceptual term made up {share:.2%} of the gradient: this run is an MSE run.",
+            "set perceptual_share=0.1, or raise lambda_perc (the λ panel shows where it begins to matter).",
+        )
+    if _is_sevir(report):
+        return _absolute(report, csi, beats)
+    if reference is not None:
+        return _relative(report, reference, beats)
+    if beats:
+        return Verdict(
+            "better than the baselines",
+            "Mean squared error and CSI@74 beat persistence and advection over all lead times.",
+            "train the same with lambda_perc=0 and compare (`--reference`): what did the perceptual term change?",
+        )
+    return Verdict(
+        "not better than the baselines",
+        "Persistence or advection is as good over all lead times: the gates say where.",
+        "more epochs, more events, or longer lead times (short ones belong to persistence).",
+    )
+
+
+def _beats_both(report: Mapping[str, Any]) -> bool:
+    rows = [
+        report["baselines"][null][name]["model_minus_this"]
+        for null in ("persistence", "advection")
+        for name in ("mse", HEADLINE)
+    ]
+    return all(row["is_better"] is True for row in rows)
+
+
+def _is_sevir(report: Mapping[str, Any]) -> bool:
+    """Real data under SEVIR's official split, scored with the LPIPS that the published thresholds mean."""
+    lpips = report["metrics"].get("lpips")
+    official = report["data"]["split"]["rule"].startswith("SEVIR")
+    return official and not report["data"]["simulated"] and lpips is not None and lpips["units"] == "LPIPS (alex)"
+
+
+def _absolute(report: Mapping[str, Any], csi: float, beats: bool) -> Verdict:
+    lpips = report["metrics"]["lpips"]["value"]
+    both = f"CSI@74 {csi:.3f}, LPIPS (alex) {lpips:.3f}, {'better' if beats else 'not better'} than persistence and advection."
+    if csi >= 0.65 and lpips < 0.35 and beats:
+        return Verdict("success", both, "sweep λ to see what it trades, then build an ensemble.")
+    if csi >= 0.60 and lpips < 0.38:
+        return Verdict("proceed", both, "train longer or on more events.")
+    if csi < 0.60 and lpips < 0.35:
+        return Verdict("too aggressive", both, "lower perceptual_share or λ.")
+    if csi >= 0.60:
+        return Verdict("skill kept, not sharper", both, "raise perceptual_share or λ.")
+    if csi >= 0.55:
+        return Verdict("stretch", both, "go on with this trade-off written down, or train longer.")
+    return Verdict("iterate", both, "halve perceptual_share, or train longer; the gates say which baseline is ahead.")
+
+
+def _relative(report: Mapping[str, Any], reference: Mapping[str, Any], beats: bool) -> Verdict:
+    distance = "lpips" if "lpips" in report["metrics"] else "feature_distance_random"
+    csi = report["metrics"][HEADLINE]["value"] / reference["metrics"][HEADLINE]["value"]
+    lpips = report["metrics"][distance]["value"] / reference["metrics"][distance]["value"]
+    numbers = f"CSI@74 {csi:.1%} and {distance} {lpips:.1%} of the λ = 0 run {reference['run']!r}'s."
+    if csi >= REFERENCE_CSI and lpips <= REFERENCE_LPIPS:
+        name, step = (
+            ("success", "sweep λ.") if beats else ("sharper at little cost", "train longer: a baseline is as good.")
+        )
+        return Verdict(name, numbers, step)
+    if csi < REFERENCE_CSI and lpips <= REFERENCE_LPIPS:
+        return Verdict("too aggressive", numbers, "lower perceptual_share or λ.")
+    if csi >= REFERENCE_CSI:
+        return Verdict("skill kept, not sharper", numbers, "raise perceptual_share or λ.")
+    return Verdict("iterate", numbers, "train longer, or try half the perceptual_share.")
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)

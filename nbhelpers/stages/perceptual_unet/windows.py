@@ -1,0 +1,205 @@
+"""Which frames of which events are trained and scored on: the split, the windows and the loader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from statistics import median
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from nbhelpers.core import splits
+from nbhelpers.core.errors import UserError
+from nbhelpers.stages.perceptual_unet.config import Config
+from nbhelpers.stages.perceptual_unet.data import Event, EventCache
+
+TEST_FROM = datetime(2019, 6, 1)  # SEVIR's official test split begins here
+FRACTIONS = (0.6, 0.15, 0.25)  # train, val, test where no official date applies
+VAL_OF_TRAIN = 0.12  # share of the training dates that is held out, from their end
+SUBSETS = {"tiny": (8, 4), "medium": (24, 6), "large": (48, 12)}
+
+
+@dataclass(frozen=True)
+class Split:
+    """Events by split name, and the rule that made them, in words."""
+
+    rule: str
+    events: dict[str, list[Event]]
+
+
+def split_events(events: Sequence[Event], *, subset: str = "all") -> Split:
+    """SEVIR's official split by date where it applies, else by date, else by event id.
+
+    Validation is the end of the training dates. No day stands in two splits; where all events share a day (or two),
+    the split is by event id and the report says so.
+    """
+    days = sorted({event.time.date() for event in events})
+    cut = TEST_FROM.date()
+    by_day: dict[str, list] = {}
+    if days[0] < cut <= days[-1] and (train_days := [day for day in days if day < cut])[1:]:
+        n_val = max(1, round(VAL_OF_TRAIN * len(train_days)))
+        by_day = {"train": train_days[:-n_val], "val": train_days[-n_val:], "test": [d for d in days if d >= cut]}
+        rule = f"SEVIR's official date: test from {cut}, validation from {by_day['val'][0]}"
+    elif len(days) >= 8:
+        by_day = splits.by_order(days, FRACTIONS)
+        rule = f"by date: validation from {by_day['val'][0]}, test from {by_day['test'][0]}"
+    else:
+        keys = splits.by_hash([event.id for event in events], FRACTIONS)
+        chosen = {name: [event for event in events if event.id in set(keys[name])] for name in splits.SPLITS}
+        return Split(f"by event id, because all events fall on {len(days)} day(s)", _limit(chosen, subset))
+    chosen = {name: [event for event in events if event.time.date() in set(by_day[name])] for name in splits.SPLITS}
+    splits.check_disjoint({name: [event.id for event in group] for name, group in chosen.items()})
+    return Split(rule, _limit(chosen, subset))
+
+
+def _limit(chosen: dict[str, list[Event]], subset: str) -> dict[str, list[Event]]:
+    if subset == "all":
+        return chosen
+    n_train, n_eval = SUBSETS[subset]
+    limits = {"train": n_train, "val": n_eval, "test": n_eval}
+    first = {name: set(splits.hash_order(e.id for e in group)[: limits[name]]) for name, group in chosen.items()}
+    return {name: [event for event in group if event.id in first[name]] for name, group in chosen.items()}
+
+
+def frame_stride(event: Event, step_minutes: int | None) -> int:
+    """How many of the event's own frames make one step of ``step_minutes`` (None: its own step)."""
+    own = native_step(event)
+    if step_minutes is None:
+        return 1
+    if step_minutes < own or step_minutes % own:
+        raise UserError(
+            f"step_minutes is {step_minutes}, but event {event.id} has a frame every {own} min: use a multiple of it."
+        )
+    return step_minutes // own
+
+
+def native_step(event: Event) -> int:
+    """Minutes between the event's frames (their median: SEVIR's offsets jitter by a scan)."""
+    gaps = [b - a for a, b in zip(event.minutes, event.minutes[1:], strict=False)]
+    step = round(median(gaps)) if gaps else 0
+    if step < 1:
+        raise UserError(
+            f"event {event.id} has minute_offsets that do not rise ({event.minutes[:4]}…): correct the catalogue."
+        )
+    return step
+
+
+@dataclass(frozen=True)
+class Window:
+    """Where one sample is cut out: frames ``start, start + stride, …`` and a square crop, turned by ``symmetry``."""
+
+    event: Event
+    start: int
+    stride: int
+    row: int = 0
+    column: int = 0
+    crop: int = 0  # 0: the whole frame
+    symmetry: int = 0  # 0-7: quarter turns, then a flip
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Windows as they come from the loader, still in grey levels."""
+
+    frames: Tensor  # (B, n_in + n_out, H, W) uint8, 255 missing
+    events: tuple[str, ...]  # event id of each window
+
+
+def window_span(event: Event, config: Config) -> tuple[int, int]:
+    """(stride, last possible start) of a window in this event."""
+    stride = frame_stride(event, config.step_minutes)
+    last = len(event.minutes) - 1 - (config.n_in + config.n_out - 1) * stride
+    if last < 0:
+        raise UserError(
+            f"a window of {config.n_in} + {config.n_out} frames every {native_step(event) * stride} min does not fit into event "
+            f"{event.id} with {len(event.minutes)} frames: lower n_in, n_out or step_minutes."
+        )
+    return stride, last
+
+
+def fixed_windows(events: Sequence[Event], config: Config) -> list[Window]:
+    """Whole-frame windows at evenly spaced starts, the same in every run (0, 12, 24 in the 13→12 protocol)."""
+    windows = []
+    for event in events:
+        stride, last = window_span(event, config)
+        starts = sorted(set(np.linspace(0, last, config.eval_windows).round().astype(int).tolist()))
+        windows += [Window(event, start, stride) for start in starts]
+    return windows
+
+
+def random_windows(
+    events: Sequence[Event], config: Config, *, epoch: int, shape: tuple[int, int], group: int
+) -> list[Window]:
+    """Random training windows of an epoch, a pure function of (seed, epoch) and the events.
+
+    Events come in shuffled groups of ``group`` (as many as the cache holds) and windows are shuffled within a group,
+    so that each event is read once an epoch however small the memory.
+
+    Args:
+        shape: height and width of the frames; a crop that does not fit into them means whole frames.
+    """
+    rng = np.random.default_rng([config.seed, epoch])
+    height, width = shape
+    crop = config.crop if config.crop <= min(shape) else 0
+    # Quarter turns would change the shape of frames that are not square; half turns and flips do not.
+    symmetries = range(8) if crop or height == width else (0, 2, 4, 6)
+    order = rng.permutation(len(events))
+    windows: list[Window] = []
+    for begin in range(0, len(order), group):
+        drawn = []
+        for index in order[begin : begin + group]:
+            stride, last = window_span(events[index], config)
+            for _ in range(config.windows_per_event):
+                start = int(rng.integers(0, last + 1))
+                row = int(rng.integers(0, height - crop + 1)) if crop else 0
+                column = int(rng.integers(0, width - crop + 1)) if crop else 0
+                symmetry = symmetries[int(rng.integers(len(symmetries)))] if config.augment else 0
+                drawn.append(Window(events[index], start, stride, row, column, crop, symmetry))
+        windows += [drawn[i] for i in rng.permutation(len(drawn))]
+    return windows
+
+
+class WindowDataset(Dataset):
+    """Cuts windows out of cached events; index in, ``(T, H, W)`` uint8 and event id out."""
+
+    def __init__(self, windows: Sequence[Window], n_frames: int, cache: EventCache):
+        self.windows, self.n_frames, self.cache = windows, n_frames, cache
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, str]:
+        window = self.windows[index]
+        frames = self.cache[window.event][window.start :: window.stride][: self.n_frames]
+        if window.crop:
+            frames = frames[:, window.row : window.row + window.crop, window.column : window.column + window.crop]
+        frames = np.rot90(frames, window.symmetry % 4, axes=(1, 2))
+        if window.symmetry >= 4:
+            frames = frames[:, :, ::-1]
+        return torch.from_numpy(np.ascontiguousarray(frames)), window.event.id
+
+
+def collate(samples: Sequence[tuple[Tensor, str]]) -> Batch:
+    frames, events = zip(*samples, strict=True)
+    return Batch(torch.stack(frames), tuple(events))
+
+
+def loader(windows: Sequence[Window], config: Config, cache: EventCache, *, batch_size: int) -> DataLoader:
+    """Batches of ``windows`` in the given order."""
+    return DataLoader(
+        WindowDataset(windows, config.n_in + config.n_out, cache),
+        batch_size=batch_size,
+        collate_fn=collate,
+        num_workers=config.num_workers,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def lead_minutes(event: Event, config: Config) -> Iterator[int]:
+    """Minutes ahead of each predicted frame."""
+    step = native_step(event) * frame_stride(event, config.step_minutes)
+    return iter(range(step, step * config.n_out + 1, step))

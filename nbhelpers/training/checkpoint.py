@@ -1,0 +1,183 @@
+"""Checkpoints: weights as safetensors, everything else as plain types, pointers swapped after the data are on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from nbhelpers.core.errors import UserError
+from nbhelpers.training.run import Run, architecture_hash, read_json, write_json
+
+FORMAT = 1  # of state.pt; raised when its keys change
+KEEP = 2  # newest checkpoints that stay beside the best one
+WEIGHTS, STATE = "model.safetensors", "state.pt"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One folder ``checkpoints/step_000123``."""
+
+    folder: Path
+    step: int
+    sha256: str  # of model.safetensors: the identity that a report names
+
+
+def save(run: Run, *, step: int, modules: Mapping[str, nn.Module], state: Mapping[str, Any], best: bool) -> Checkpoint:
+    """Write a checkpoint and point ``last.json`` (and ``best.json``) at it; older ones are pruned afterwards.
+
+    Raises:
+        UserError: the disk is full or the folder is gone; the checkpoints already there stay as they are.
+    """
+    folder = run.checkpoints / f"step_{step:06d}"
+    temporary = folder.with_name(folder.name + ".tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        tensors = {
+            f"{name}.{key}": t.contiguous()
+            for name, module in modules.items()
+            for key, t in module.state_dict().items()
+        }
+        save_file(
+            tensors, temporary / WEIGHTS, metadata={"architecture": architecture_hash(modules), "step": str(step)}
+        )
+        torch.save({"format": FORMAT, "step": step, **state}, temporary / STATE)
+        for name in (WEIGHTS, STATE):
+            _flush(temporary / name)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(temporary, folder)
+        checkpoint = Checkpoint(folder, step, file_sha256(folder / WEIGHTS))
+        pointer = {"step": step, "path": f"checkpoints/{folder.name}", "sha256": checkpoint.sha256}
+        write_json(run.checkpoints / "last.json", pointer)
+        if best:
+            write_json(run.checkpoints / "best.json", pointer)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise UserError(
+            f"checkpoint of step {step} could not be written to {run.checkpoints} ({error}): free some space and run again; "
+            "the checkpoints already there are untouched."
+        ) from error
+    _prune(run)
+    return checkpoint
+
+
+def find(run: Run, which: str) -> Checkpoint | None:
+    """The checkpoint that ``last.json`` or ``best.json`` points to; None when there is none yet.
+
+    Raises:
+        UserError: the pointer names a checkpoint that is gone or whose weights have changed since.
+    """
+    pointer_file = run.checkpoints / f"{which}.json"
+    if not pointer_file.exists():
+        return None
+    pointer = read_json(pointer_file, what="a checkpoint pointer {step, path, sha256}")
+    folder = run.folder / str(pointer["path"])
+    if not (folder / WEIGHTS).is_file():
+        raise UserError(
+            f"{pointer_file} points to {folder}, which has no {WEIGHTS}: restore it or delete {pointer_file.name}."
+        )
+    digest = file_sha256(folder / WEIGHTS)
+    if digest != pointer["sha256"]:
+        raise UserError(
+            f"{folder / WEIGHTS} has sha256 {digest[:12]}…, but {pointer_file.name} recorded {pointer['sha256'][:12]}…: the "
+            "file is damaged; restore it from a copy."
+        )
+    return Checkpoint(folder, int(pointer["step"]), digest)
+
+
+def at(folder: Path) -> Checkpoint:
+    """The checkpoint in a folder given by hand."""
+    if not (folder / WEIGHTS).is_file():
+        raise UserError(f"{folder} holds no {WEIGHTS}: give a folder such as RUN/checkpoints/step_000123.")
+    with _open_weights(folder / WEIGHTS) as file:
+        step = int((file.metadata() or {}).get("step", 0))
+    return Checkpoint(folder, step, file_sha256(folder / WEIGHTS))
+
+
+def load_weights(checkpoint: Checkpoint, modules: Mapping[str, nn.Module]) -> None:
+    """Put the checkpoint's weights into ``modules``.
+
+    Raises:
+        UserError: no safetensors file, or weights of another architecture.
+    """
+    path = checkpoint.folder / WEIGHTS
+    tensors: dict[str, dict[str, Tensor]] = {name: {} for name in modules}
+    with _open_weights(path) as file:
+        theirs, ours = (file.metadata() or {}).get("architecture"), architecture_hash(modules)
+        if theirs != ours:
+            raise UserError(
+                f"{path} holds weights of another architecture ({str(theirs)[:12]}…) than this model ({ours[:12]}…): load it "
+                "with the settings in its run's config.json."
+            )
+        for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
+            name, _, parameter = key.partition(".")
+            tensors[name][parameter] = file.get_tensor(key)
+    for name, module in modules.items():
+        module.load_state_dict(tensors[name])
+
+
+def load_state(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Optimizers, schedules and counters of a checkpoint; plain types and tensors only.
+
+    Raises:
+        UserError: the file is missing, damaged, or holds code (it is refused without being run).
+    """
+    path = checkpoint.folder / STATE
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path} is missing, so training cannot go on from it: the weights alone can still be used."
+        ) from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise UserError(
+            f"{path} is not a state this package wrote (damaged, or it holds code, which is never run): restore it from a "
+            "copy, or start anew with --resume never."
+        ) from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise UserError(
+            f"{path} has no format {FORMAT} state: it was written by another version; start anew with --resume never."
+        )
+    return state
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file of any size, in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _open_weights(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is not a readable safetensors file ({error}): restore it from a copy.") from error
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _prune(run: Run) -> None:
+    best_file = run.checkpoints / "best.json"
+    best = Path(read_json(best_file, what="a checkpoint pointer")["path"]).name if best_file.exists() else None
+    folders = [f for f in run.checkpoints.glob("step_*") if f.is_dir() and f.suffix != ".tmp"]
+    folders.sort(key=lambda folder: int(folder.name.removeprefix("step_")))
+    for folder in folders[:-KEEP]:
+        if folder.name != best:
+            shutil.rmtree(folder)

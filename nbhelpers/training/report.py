@@ -1,0 +1,239 @@
+"""One checkpoint, scored once on one split beside its baselines: ``report.json``, ``report.md`` and the figures."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from nbhelpers.core.errors import UserError
+from nbhelpers.core.runtime import pick_device
+from nbhelpers.training import checkpoint, history
+from nbhelpers.training.ledger_figure import ledger_figure
+from nbhelpers.training.metrics import Metric, paired_difference, summarise
+from nbhelpers.training.run import Run, read_json, write_json
+from nbhelpers.training.task import Task
+
+
+def make_report(
+    task: Task, run: Run, *, which: str = "best", split: str = "test", reference: Run | None = None
+) -> dict[str, Any]:
+    """Score a run's checkpoint and the null predictors on ``split``; write report.json, report.md and figures.
+
+    The weights of ``which`` ("best" by the monitor, or "last") are loaded into the task, so every number is theirs.
+
+    Args:
+        reference: a run of the same stage and data to compare with in the verdict (the one without the extra term).
+
+    Raises:
+        UserError: no checkpoint yet, or a reference without a report on the same data and split.
+    """
+    found = checkpoint.find(run, which)
+    if found is None:
+        raise UserError(f"{run.folder} has no {which} checkpoint yet: train it first.")
+    checkpoint.load_weights(found, task.modules)
+    device = pick_device()
+    task.to(device)
+    for module in task.modules.values():
+        module.to(device).eval()
+    scores: dict[str, Mapping[str, Metric]] = {"model": task.evaluate(split).metrics}
+    for name, predictor in tqdm(task.nulls.items(), desc="baselines", leave=False, disable=None):
+        scores[name] = task.evaluate(split, predictor).metrics
+    data = dict(task.describe_data())
+    model = scores.pop("model")
+    report: dict[str, Any] = {
+        "stage": task.stage,
+        "run": run.name,
+        "profile": task.config.profile,
+        "remarks": list(task.remarks()),
+        "checkpoint": {
+            "name": which,
+            "step": found.step,
+            "path": f"checkpoints/{found.folder.name}",
+            "sha256": found.sha256,
+        },
+        "data": {**data, "scored_split": split},
+        "config": dataclasses.asdict(task.config),
+        "metrics": {name: summarise(metric) for name, metric in model.items()},
+        "baselines": {
+            null: {
+                name: {**summarise(metric), "model_minus_this": paired_difference(model[name], metric)}
+                for name, metric in theirs.items()
+            }
+            for null, theirs in scores.items()
+        },
+        "ledger": ledger_summary(history.read_rows(run.ledger_file)),
+        "guards": [],
+    }
+    rows = history.read_rows(run.history_file)
+    gates, verdict = task.judge(report, rows, _reference(reference, report))
+    report["gates"] = [dataclasses.asdict(gate) for gate in gates]
+    report["verdict"] = dataclasses.asdict(verdict)
+    write_json(run.report_file, report)
+    run.figures.mkdir(exist_ok=True)
+    names = []
+    for name, figure in [*task.figures(report, rows), ("ledger", ledger_figure(history.read_rows(run.ledger_file)))]:
+        figure.savefig(run.figures / f"{name}.png", dpi=110, bbox_inches="tight")
+        names.append(name)
+    (run.folder / "report.md").write_text(as_markdown(report, task.headlines, names), encoding="utf-8")
+    return report
+
+
+def read_report(run: Run) -> dict[str, Any]:
+    """The report of a finished run."""
+    if not run.report_file.exists():
+        raise UserError(f"{run.folder} has no report.json: run `nbhelpers evaluate` (or the Evaluate cell) first.")
+    return read_json(run.report_file, what="a run's report.json")
+
+
+def _reference(reference: Run | None, report: Mapping[str, Any]) -> dict[str, Any] | None:
+    if reference is None:
+        return None
+    other = read_report(reference)
+    for key in ("sha256", "split_sha256", "scored_split", "lead_minutes"):
+        if other["data"].get(key) != report["data"].get(key):
+            raise UserError(
+                f"reference run {reference.folder} was scored on other data (its {key} differs): choose one on the same."
+            )
+    return other
+
+
+def ledger_summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """Medians over the run of what each term contributed; the first probe, of an untrained model, is left out."""
+    by_term: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        by_term.setdefault(row["term"], []).append(row)
+    keys = ("raw", "weight", "value_share", "grad_share", "cosine_to_total")
+    return {
+        term: {key: float(median(row[key] for row in (mine[1:] or mine))) for key in keys}
+        for term, mine in by_term.items()
+    }
+
+
+def table(report: Mapping[str, Any], names: Sequence[str] | None = None) -> list[list[str]]:
+    """Rows of text, header first: metric, model with interval, each baseline with whether the model is better."""
+    baselines = list(report["baselines"])
+    rows = [["metric", "model [95 % interval]", *baselines]]
+    for name in names or report["metrics"]:
+        entry = report["metrics"][name]
+        row = [
+            f"{name} {_ARROWS.get(entry['better'], '')}".strip(),
+            f"{_number(entry['value'])} {_limits(entry['ci95'])}",
+        ]
+        for null in baselines:
+            other = report["baselines"][null][name]
+            row.append(f"{_number(other['value'])}{_MARKS[other['model_minus_this']['is_better']]}")
+        rows.append(row)
+    return rows
+
+
+def score_table(scores: Mapping[str, Mapping[str, Metric]], names: Sequence[str]) -> list[list[str]]:
+    """Rows of text, header first: each metric in ``names`` for each predictor, pooled."""
+    first = next(iter(scores.values()))
+    rows = [["metric", *scores]]
+    for name in names:
+        arrow = _ARROWS.get(first[name].better or "", "")
+        rows.append([f"{name} {arrow}".strip(), *(_number(_defined(metrics[name].value)) for metrics in scores.values())])
+    return rows
+
+
+def _defined(value: float) -> float | None:
+    return None if value != value else value
+
+
+_ARROWS = {"lower": "↓", "higher": "↑", "one": "→1"}
+_MARKS = {True: " ✓", False: " ✗", None: ""}
+LEGEND = (
+    "✓ the model is better, ✗ it is worse: the 95 % bootstrap interval of the paired difference over groups excludes 0."
+)
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+def _limits(limits: Sequence[float | None]) -> str:
+    return f"[{_number(limits[0])}, {_number(limits[1])}]"
+
+
+def as_markdown(report: Mapping[str, Any], headlines: Sequence[str], figures: Sequence[str]) -> str:
+    """The report for people: remarks first, then verdict, gates, tables, figures."""
+    verdict, data = report["verdict"], report["data"]
+    lines = [f"# {report['stage']} · {report['run']}", ""]
+    lines += [f"> **{remark}**" for remark in report["remarks"]] + [""]
+    lines += [
+        f"**Verdict: {verdict['name']}.** {verdict['meaning']}",
+        "",
+        f"Next: {verdict['next_step']}",
+        "",
+        "## Gates",
+        "",
+    ]
+    state = {True: "PASS", False: "FAIL", None: "not decided"}
+    lines += [f"- {state[gate['passed']]}: {gate['name']} ({gate['value']})" for gate in report["gates"]]
+    n = next(iter(report["metrics"].values()))["n"]
+    lines += [
+        "",
+        f"## Scores on {data['scored_split']} (n = {n} independent groups)",
+        "",
+        _md_table(table(report, headlines)),
+        "",
+        LEGEND,
+        "",
+        "<details><summary>All metrics</summary>",
+        "",
+        _md_table(table(report)),
+        "",
+        "</details>",
+    ]
+    if any("by_label" in entry for entry in report["metrics"].values()):
+        lines += [
+            "",
+            "## By lead time or band",
+            "",
+            "Pooled values count every pixel once; the other reduction is the mean of the columns.",
+            "",
+        ]
+        lines += [_md_table(_label_table(report))]
+    if report["ledger"]:
+        lines += ["", "## What each loss term contributed (medians)", ""]
+        lines += [
+            _md_table(
+                [
+                    ["term", *next(iter(report["ledger"].values()))],
+                    *([term, *(f"{v:.4g}" for v in entry.values())] for term, entry in report["ledger"].items()),
+                ]
+            )
+        ]
+    checkpoint_ = report["checkpoint"]
+    lines += [
+        "", "## What was scored", "",
+        f"- checkpoint `{checkpoint_['path']}` ({checkpoint_['name']}, step {checkpoint_['step']}), sha256 `{checkpoint_['sha256']}`",
+        f"- data `{data['source']}`, sha256 of catalogue and file sizes `{data['sha256']}`",
+        f"- split: {data['split']}",
+        f"- profile {report['profile']}",
+        "", "## Figures", "",
+    ]  # fmt: skip
+    lines += [f"![{name}](figures/{name}.png)\n" for name in figures]
+    return "\n".join(lines) + "\n"
+
+
+def _label_table(report: Mapping[str, Any]) -> list[list[str]]:
+    labelled = {name: entry for name, entry in report["metrics"].items() if "by_label" in entry}
+    labels = list(next(iter(labelled.values()))["by_label"])
+    rows = [["metric", "of", *labels, "mean"]]
+    for name, entry in labelled.items():
+        everyone = {"model": entry, **{null: scores[name] for null, scores in report["baselines"].items()}}
+        for who, scores in everyone.items():
+            cells = [_number(scores["by_label"][label]["value"]) for label in labels]
+            rows.append([name if who == "model" else "", who, *cells, _number(scores["mean_over_labels"])])
+    return rows
+
+
+def _md_table(rows: Sequence[Sequence[str]]) -> str:
+    header, *body = rows
+    lines = ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *body)]
+    return "\n".join(lines)

@@ -1,0 +1,132 @@
+"""The seam between stages and training: what a stage must tell ``fit``, and nothing more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from nbhelpers.core.fields import Field
+from nbhelpers.training.metrics import Metric
+from nbhelpers.training.weights import Share
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Batch = Any  # whatever the task's own loader yields; fit only hands it back to the task
+Predictor = Callable[[Batch], Tensor]
+
+
+@dataclass(frozen=True)
+class LossTerm:
+    """One summand of the loss, as a function of the prediction alone."""
+
+    name: str  # lower snake case; a column of history.csv and a row of the ledger
+    fn: Callable[[Tensor], Tensor]  # prediction -> scalar, unweighted, float32
+    weight: float | Share  # the factor in the loss, or the gradient share it shall have
+    role: Literal["objective", "regulariser"] = "objective"
+
+
+@dataclass(frozen=True)
+class Update:
+    """One optimizer step: a prediction that carries a graph, and the terms that judge it."""
+
+    optimizer: str  # name of one of the phase's optimizers
+    prediction: Tensor
+    terms: tuple[LossTerm, ...]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training with its own optimizers; most stages have one."""
+
+    name: str
+    epochs: int
+    optimizers: Mapping[str, torch.optim.Optimizer]
+    schedulers: Mapping[str, torch.optim.lr_scheduler.LRScheduler] = field(default_factory=dict)  # step once a step
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """The validation metric that decides which checkpoint is best."""
+
+    metric: str
+    mode: Literal["min", "max"]
+
+    def better(self, value: float, best: float | None) -> bool:
+        """Whether ``value`` improves on ``best``; NaN never does."""
+        if value != value:
+            return False
+        return best is None or (value < best if self.mode == "min" else value > best)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What one predictor scored on one split."""
+
+    metrics: Mapping[str, Metric]
+    ranges: Mapping[str, tuple[float, float]]  # smallest and largest value of "prediction" and "target", model units
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A named rule that a run passes or fails; ``passed`` is None when it could not be decided."""
+
+    name: str
+    passed: bool | None
+    value: str  # the numbers it was decided on, in words
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the run amounts to and what to do next."""
+
+    name: str
+    meaning: str
+    next_step: str
+
+
+class Task(Protocol):
+    """What ``fit`` trains. A stage implements it; ``training`` knows nothing else about a stage."""
+
+    stage: str  # name on the command line, e.g. "perceptual-unet"
+    config: Any  # frozen dataclass with `profile`, `seed` and `grad_clip`
+    fields: Mapping[str, Field]
+    modules: MutableMapping[str, nn.Module]  # fit replaces the entries by accelerate's prepared ones
+    phases: Sequence[Phase]
+    nulls: Mapping[str, Predictor]  # predictors that need no training
+    monitor: Monitor
+    headlines: Sequence[str]  # metrics that lead the report
+    oom_advice: Sequence[str]  # the next smaller settings, in the order to try them
+
+    def to(self, device: torch.device) -> None:
+        """Place whatever the losses and metrics need (pretrained backbones, say) on ``device``."""
+
+    def batches(self, split: str, epoch: int) -> Iterable[Batch]:
+        """A DataLoader whose content is a pure function of (seed, split, epoch)."""
+
+    def updates(self, batch: Batch, phase: Phase) -> Iterator[Update]:
+        """The optimizer steps of one batch; fit finishes one before it asks for the next."""
+
+    def evaluate(self, split: str, predictor: Predictor | None = None) -> Evaluation:
+        """Scores of ``predictor`` (default: the model) on a split, with a random generator of its own."""
+
+    def describe_data(self) -> Mapping[str, Any]:
+        """Source, sha256 and split of the data, for config.json and the report."""
+
+    def remarks(self) -> Sequence[str]:
+        """What a reader of the report must know first: substitutes, simulated data, random features."""
+
+    def judge(
+        self,
+        report: Mapping[str, Any],
+        history: Sequence[Mapping[str, Any]],
+        reference: Mapping[str, Any] | None = None,
+    ) -> tuple[Sequence[Gate], Verdict]:
+        """The stage's decision table, from a report, the run's history and perhaps the report of a reference run."""
+
+    def figures(self, report: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Figure]]:
+        """Named figures of a finished run."""

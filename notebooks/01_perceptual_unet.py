@@ -1,0 +1,263 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 01 · Radar nowcasting with a perceptual loss
+#
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/nbhelpers/nbhelpers/blob/main/notebooks/01_perceptual_unet.ipynb)
+# [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/nbhelpers/nbhelpers/blob/main/notebooks/01_perceptual_unet.ipynb)
+#
+# ![Truth, model, advection and persistence half an hour ahead](https://raw.githubusercontent.com/nbhelpers/nbhelpers/main/notebooks/figures/01_nowcast.png)
+#
+# Predict the next radar frames from the last ones. A net trained on the mean squared error alone blurs; a **perceptual
+# term** keeps it sharp, if its weight is neither so small that it does nothing nor so large that it drowns the rest.
+#
+# **You get** a trained UNet, its scores beside persistence and advection with 95 % intervals, a picture of what each loss
+# term contributed, and a verdict that says what to do next.
+#
+# | profile | for | minutes | download |
+# |---|---|---|---|
+# | `smoke` | checking that everything works | 1 | 5 MB |
+# | `quick` | a laptop or a session without GPU | 10 | 5 MB |
+# | `t4` | a free GPU (Colab, Kaggle) | up to 60 | 760 MB of network weights |
+# | `full` | several sessions | – | as `t4`, and the data |
+#
+# **Data**: simulated storms in SEVIR's own file format, made here in a minute, or your copy of
+# [SEVIR](https://registry.opendata.aws/sevir/) (Veillette, Samsi, Mattioli 2020), or any radar written in that layout.
+# **Tested on**: Python 3.11 on a CPU.
+
+# %% [markdown]
+# ## 1 Setup
+# Installs what is missing, and nothing else; then looks at this machine.
+
+# %%
+# include: ../colab_cells/setup.py
+
+# %%
+# include: ../colab_cells/mount_drive.py
+
+# %% [markdown]
+# ## 2 Settings
+# Change what you like here, then run all. An empty `PROFILE` takes `t4` with a GPU and `quick` without.
+
+# %% tags=["parameters"]
+PROFILE = ""  # "smoke", "quick", "t4" or "full"
+RUN_NAME = "nowcast"  # the same name again goes on where that run stopped
+DATA_DIR = ""  # empty: simulated storms; else the folder that holds SEVIR's CATALOG.csv
+BACKBONE_WEIGHTS = "imagenet"  # downloaded once; or the path of a weight file; or "random" (the report will say so)
+SEED = 0
+
+# %% [markdown]
+# **Your own data.** Set `DATA_DIR` to a folder with
+#
+# * `CATALOG.csv` with at least the columns `id, file_name, file_index, img_type, time_utc, minute_offsets, pct_missing`
+#   and one row of `img_type` `vil` for each event;
+# * the HDF5 files it names, each with `id` `(events,)` and `vil` `(events, height, width, frames)`: uint8, 0–254 grey
+#   levels, 255 where nothing was measured, frames at a regular step.
+#
+# Size, number of frames and step are read from the files. The event scores count pixels at or above the grey levels 16,
+# 74, 133, 160, 181 and 219, so scale your intensities to SEVIR's levels.
+
+# %%
+import os
+from pathlib import Path
+
+from nbhelpers.core.runtime import default_profile, workspace
+from nbhelpers.stages.perceptual_unet.config import SIMULATED, Config
+
+place = workspace()
+profile = PROFILE or default_profile()
+weights = os.environ.get("NBHELPERS_BACKBONE_WEIGHTS", BACKBONE_WEIGHTS)
+config = Config.for_profile(profile, seed=SEED, backbone_weights=weights)
+config
+
+# %% [markdown]
+# ## 3 Data
+# Simulated storms, unless you named a folder: rain that is carried along by a curved flow, grows and decays, with
+# convective cells in stratiform rain and here and there a sector that the radar did not see.
+
+# %%
+from nbhelpers.stages.perceptual_unet.simulate import simulate
+
+data_dir = Path(DATA_DIR) if DATA_DIR else place.data_dir / f"perceptual-unet-{profile}"
+if not DATA_DIR:
+    simulate(data_dir, **SIMULATED[profile])
+
+# %% [markdown]
+# The task reads the catalogue, opens every file once to check that it holds what the catalogue says, and splits the
+# events: no event, and where the dates allow it no day, stands in two splits.
+
+# %%
+from nbhelpers.stages.perceptual_unet.task import NowcastTask
+
+task = NowcastTask(config, data_dir)
+for remark in task.remarks():
+    print("NOTE", remark)
+task.describe_data()
+
+# %% [markdown]
+# Look at the data before anything else: grey levels (with SEVIR's meaning in kg m⁻² beside them), grey where nothing was
+# measured.
+
+# %%
+from nbhelpers import widgets
+from nbhelpers.stages.perceptual_unet import figures
+
+widgets.show(figures.sample_figure(task))
+
+# %% [markdown]
+# ## 4 Baselines first
+# What a forecast is worth that needs no training: the last frame again (persistence), and the last frame moved along the
+# motion of the frames before (advection). The blurred truth is no forecast but a control: it knows the answer and is
+# smooth, so a score that likes it would like blurred forecasts too.
+
+# %%
+from nbhelpers.training.report import score_table
+
+baselines = {name: task.evaluate("val", forecast).metrics for name, forecast in task.nulls.items()}
+widgets.show_table(score_table(baselines, task.headlines))
+
+# %% [markdown]
+# ## 5 Model and losses
+# A UNet with frames as channels. With `residual`, it predicts the change against the last frame, so it starts at
+# persistence and has to earn everything beyond.
+
+# %%
+unet = task.modules["unet"]
+print(f"{sum(p.numel() for p in unet.parameters()):,} parameters")
+unet.down[0], unet.head
+
+# %% [markdown]
+# The loss is
+#
+# $$L = \mathrm{MSE}(\hat y, y) + \frac{\lambda}{S}\,P(\hat y, y),\qquad
+# P = \sum_l \operatorname{mean}\,\bigl(\varphi_l(\hat y) - \varphi_l(y)\bigr)^2$$
+#
+# with $\varphi_l$ the activations of a pretrained image network. What λ *means* depends on the data, the network and S:
+# the value 5e-4 with S = 6000, copied from paper to paper, contributes a twentieth of a per cent. So look before you
+# train: the panel shows, on a real batch, which share of the loss and of the gradient the term has. Set either λ or the
+# share itself.
+
+# %%
+from nbhelpers.stages.perceptual_unet.balance import KNOBS, measure_balance
+
+panel = widgets.loss_balance(config, measure_balance(task), KNOBS, judged="perceptual")
+panel
+
+# %% [markdown]
+# The next cell takes over what the panel says (untouched, it is the profile's 10 % of the gradient).
+
+# %%
+config = panel.config
+task = NowcastTask(config, data_dir)
+{term: getattr(config, term) for term in ("lambda_perc", "perceptual_scale", "perceptual_share")}
+
+# %% [markdown]
+# ## 6 Train
+# Everything goes to one folder. Run this cell again after a disconnect, or press stop and run it again: it goes on from
+# the last finished epoch.
+
+# %%
+from nbhelpers.training.fit import fit
+from nbhelpers.training.run import open_run
+
+run = open_run(task, place.output_dir, f"{RUN_NAME}-{profile}")
+watched = figures.fixed_sample(task)
+live = widgets.LiveFigure(lambda history: figures.live_figure(task, history, watched))
+fit(task, run, on_epoch=live)
+
+# %% [markdown]
+# ## 7 Evaluate
+# The best checkpoint by validation, scored once on the test events, beside the baselines. A ✓ means that the model is
+# better and the 95 % interval of the paired difference over events excludes 0.
+
+# %%
+from nbhelpers.training.report import LEGEND, make_report, table
+
+report = make_report(task, run)
+for remark in report["remarks"]:
+    print("NOTE", remark)
+widgets.show_table(table(report, task.headlines))
+print(LEGEND)
+
+# %% [markdown]
+# Scores fall with lead time; short leads belong to persistence. Look at where the curves part.
+
+# %%
+widgets.show(figures.lead_time_figure(report))
+
+# %%
+widgets.show(figures.nowcast_figure(task, figures.fixed_sample(task, split="test")))
+
+# %% [markdown]
+# What each term contributed while training, and where fine structure is lost.
+
+# %%
+from nbhelpers.training.history import read_rows
+from nbhelpers.training.ledger_figure import ledger_figure
+
+widgets.show(ledger_figure(read_rows(run.ledger_file)))
+widgets.show(figures.spectrum_figure(task))
+
+# %% [markdown]
+# ## 8 Verdict
+# Computed from the numbers above.
+
+# %%
+for gate in report["gates"]:
+    print("PASS" if gate["passed"] else "FAIL", "|", gate["name"], "|", gate["value"])
+print(f"\n{report['verdict']['name'].upper()}: {report['verdict']['meaning']}\nNext: {report['verdict']['next_step']}")
+
+# %% [markdown]
+# ## 9 Save, reload, predict
+# The proof that the run folder holds a working model: a fresh net with the weights from disk forecasts the same.
+
+# %%
+import torch
+
+from nbhelpers.training import checkpoint
+
+best = checkpoint.find(run, "best")
+again = NowcastTask(config, data_dir)
+checkpoint.load_weights(best, again.modules)
+again.to(task.device)
+again.modules["unet"].to(task.device)
+torch.testing.assert_close(again.forecast(watched), task.forecast(watched))
+print(best.folder, best.sha256)
+
+# %% [markdown]
+# Forecasts of the test events, in the layout of the data: any tool that reads SEVIR reads them.
+
+# %%
+from nbhelpers.stages.perceptual_unet.forecast_file import write_forecasts
+
+write_forecasts(again, run.folder / "forecasts.h5", split="test", checkpoint=best.sha256)
+print(run.folder / "forecasts.h5")
+print(run.folder / "report.md")
+
+# %% [markdown]
+# ## 10 Troubleshooting
+# | what you see | why | what to do |
+# |---|---|---|
+# | `no CATALOG.csv … in …` | `DATA_DIR` points beside the data | point it at the folder that holds the catalogue |
+# | `… was started with other settings: perceptual_share …` | same run name, other settings | choose a new `RUN_NAME`, or go back |
+# | `ImageNet weights … cannot be fetched` | no internet | attach the weight file and set `BACKBONE_WEIGHTS` to its path; or `"random"` |
+# | `ran out of memory` | the GPU is smaller than a T4, or shared | halve `batch_size`: `Config.for_profile(profile, batch_size=4)` |
+# | `is half a download` | a file ends early | fetch it again; finished files are kept |
+# | the session restarted | Colab and Kaggle do that | run all: training goes on from the last epoch (on Colab: with Drive mounted) |
+# | blank forecasts | far too much perceptual weight | the panel's strip shows where it drowns the rest |
+# | CSI is 0 | too few epochs, or no strong echoes | event scores emerge around epoch 3–5; look at the data figure |
+#
+# **References.** Ronneberger, Fischer, Brox (2015), U-Net, arXiv:1505.04597 · Johnson, Alahi, Fei-Fei (2016), perceptual
+# losses, arXiv:1603.08155 · Zhang, Isola, Efros, Shechtman, Wang (2018), LPIPS, arXiv:1801.03924 · Veillette, Samsi,
+# Mattioli (2020), SEVIR, NeurIPS · Germann and Zawadzki (2002), persistence and advection as baselines, MWR 130 · Roberts
+# and Lean (2008), fractions skill score, MWR 136.
