@@ -211,7 +211,9 @@ def show_table(rows: Sequence[Sequence[str]]) -> None:
     head, *body = rows
     lines = [f"<tr>{''.join(f'<th>{html.escape(cell)}</th>' for cell in head)}</tr>"]
     for first, *rest in body:
-        cells = f"<td style='text-align:left'>{html.escape(first)}</td>" + "".join(f"<td>{html.escape(c)}</td>" for c in rest)
+        cells = f"<td style='text-align:left'>{html.escape(first)}</td>" + "".join(
+            f"<td>{html.escape(c)}</td>" for c in rest
+        )
         lines.append(f"<tr>{cells}</tr>")
     display(HTML(f"<table>{''.join(lines)}</table>"))
 

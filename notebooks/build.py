@@ -22,7 +22,9 @@ def build(source: Path) -> str:
     notebook = jupytext.read(source)
     for number, cell in enumerate(notebook.cells):
         if cell.cell_type == "code" and cell.source.startswith(INCLUDE):
-            cell.source = (source.parent / cell.source.removeprefix(INCLUDE).strip()).read_text(encoding="utf-8").strip()
+            cell.source = (
+                (source.parent / cell.source.removeprefix(INCLUDE).strip()).read_text(encoding="utf-8").strip()
+            )
         cell["id"] = f"{source.stem}-{number:02d}"
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     notebook.metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 class TalkingClient(NotebookClient):
     """Prints what the cells print while they run, so that ten minutes of training are not ten minutes of silence."""
 
-    def output(self, outs, msg, display_id, cell_index):  # noqa: ANN001, ANN201 - nbclient's own signature
+    def output(self, outs, msg, display_id, cell_index):
         content = msg["content"]
         if msg["msg_type"] == "stream" and content["name"] == "stdout":
             print(content["text"], end="", flush=True)
@@ -61,7 +61,9 @@ def main() -> int:
 
     arguments.to.mkdir(parents=True, exist_ok=True)
     notebook = nbformat.read(found[0], as_version=4)
-    client = TalkingClient(notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(arguments.to)}})
+    client = TalkingClient(
+        notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(arguments.to)}}
+    )
     executed = arguments.to / found[0].name
     began = time.monotonic()
     client.on_cell_start = lambda cell, cell_index: print(f"== {title(cell)}", flush=True) if title(cell) else None
@@ -72,7 +74,9 @@ def main() -> int:
         return 1
     finally:
         nbformat.write(notebook, executed)
-    reports = sorted((Path(os.environ["NBHELPERS_HOME"]) / "runs").glob("*/report.md"), key=lambda path: path.stat().st_mtime)
+    reports = sorted(
+        (Path(os.environ["NBHELPERS_HOME"]) / "runs").glob("*/report.md"), key=lambda path: path.stat().st_mtime
+    )
     print(f"\nDone in {time.monotonic() - began:.0f} s.\nNotebook: {executed}\nReport:   {reports[-1]}")
     return 0
 

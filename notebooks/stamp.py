@@ -22,7 +22,11 @@ def current() -> str:
 
 def places() -> list[Path]:
     """Files that carry the address, setup.cfg aside."""
-    return [ROOT / "README.md", ROOT / "colab_cells" / "setup.py", *sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.py"))]
+    return [
+        ROOT / "README.md",
+        ROOT / "colab_cells" / "setup.py",
+        *sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.py")),
+    ]
 
 
 def slug(url: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -36,7 +37,7 @@ class Field:
     valid_range: tuple[float, float]  # smallest and largest legal raw value
     mean: float  # expected mean of the raw values
     std: float  # expected standard deviation of the raw values
-    missing: float | None  # raw value that means "not measured"; None when every value is data
+    missing: float | None  # raw value (NaN too) that means "not measured"; None when every value is data
     transform: Affine  # raw values <-> what the model sees
 
     def to_model(self, raw: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,7 +50,7 @@ class Field:
         values = raw.to(torch.float32)
         if self.missing is None:
             return self.transform.forward(values), torch.ones_like(raw, dtype=torch.bool)
-        valid = raw != self.missing
+        valid = ~torch.isnan(raw) if math.isnan(self.missing) else raw != self.missing
         return torch.where(valid, self.transform.forward(values), 0.0), valid
 
     def to_units(self, scaled: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -28,7 +29,7 @@ def replace_checked(config: Config, changes: Mapping[str, Any], *, source: str) 
     checked = {}
     for name, value in changes.items():
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
+            near = difflib.get_close_matches(str(name), known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known settings: {', '.join(sorted(known))}."
             raise UserError(f"{source} sets {name!r}, which is no setting of this stage: {hint}")
         checked[name] = _as(hints[name], value, name=name, source=source)
@@ -39,19 +40,21 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """The settings in a YAML file, as a mapping."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"settings file {path} cannot be read ({error}): check --config.") from error
     except yaml.YAMLError as error:
         raise UserError(f"settings file {path} is not valid YAML: {' '.join(str(error).split())}.") from error
-    if not isinstance(content or {}, dict):
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
         raise UserError(f"settings file {path} holds a {type(content).__name__}, expected `name: value` lines.")
-    return dict(content or {})
+    return content
 
 
 def _as(hint: Any, value: Any, *, name: str, source: str) -> Any:
-    """``value`` as type ``hint``; YAML reads 5e-4 as text and 1 where a float is meant, both are accepted."""
+    """``value`` as type ``hint``; YAML reads 5e-4 and none as text and 1 where a float is meant, all are accepted."""
     options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-    if value is None and type(None) in options:
+    if type(None) in options and (value is None or (isinstance(value, str) and value.lower() == "none")):
         return None
     for option in options:
         if typing.get_origin(option) is typing.Literal:
@@ -59,10 +62,20 @@ def _as(hint: Any, value: Any, *, name: str, source: str) -> Any:
                 return value
         elif option is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
             try:
-                return float(value)
+                number = float(value)
             except ValueError:
                 continue
+            if math.isfinite(number):
+                return number
         elif isinstance(option, type) and isinstance(value, option) and not (option is int and isinstance(value, bool)):
             return value
-    expected = " or ".join(getattr(o, "__name__", str(o)).replace("typing.", "") for o in options)
+    expected = " or ".join(_type_name(option) for option in options)
     raise UserError(f"{source} sets {name} to {value!r}, expected {expected}.")
+
+
+def _type_name(option: Any) -> str:
+    if typing.get_origin(option) is typing.Literal:
+        return " or ".join(map(repr, typing.get_args(option)))
+    if option is float:
+        return "a finite number"
+    return "none" if option is type(None) else getattr(option, "__name__", str(option))

@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import re
 import shutil
+import struct
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +25,9 @@ from nbhelpers.training.run import Run, architecture_hash, read_json, write_json
 FORMAT = 1  # of state.pt; raised when its keys change
 KEEP = 2  # newest checkpoints that stay beside the best one
 WEIGHTS, STATE = "model.safetensors", "state.pt"
+# What zipfile, pickle and torch raise between them on a file with flipped or missing bytes (found by trying thousands).
+_TORN = (EOFError, LookupError, RuntimeError, TypeError, ValueError, struct.error)
+_DAMAGED = (zipfile.BadZipFile, pickle.UnpicklingError, *_TORN)
 
 
 @dataclass(frozen=True)
@@ -59,16 +65,17 @@ def save(run: Run, *, step: int, modules: Mapping[str, nn.Module], state: Mappin
         os.replace(temporary, folder)
         checkpoint = Checkpoint(folder, step, file_sha256(folder / WEIGHTS))
         pointer = {"step": step, "path": f"checkpoints/{folder.name}", "sha256": checkpoint.sha256}
-        write_json(run.checkpoints / "last.json", pointer)
+        # In this order: a run killed in between does the epoch again and finds the best one again.
         if best:
             write_json(run.checkpoints / "best.json", pointer)
+        write_json(run.checkpoints / "last.json", pointer)
     except (OSError, SafetensorError, RuntimeError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(
-            f"checkpoint of step {step} could not be written to {run.checkpoints} ({error}): free some space and run again; "
-            "the checkpoints already there are untouched."
+            f"checkpoint of step {step} could not be written to {run.checkpoints} ({error}): free some space and run "
+            "again; the checkpoints already there are untouched."
         ) from error
-    _prune(run)
+    _prune(run, step)
     return checkpoint
 
 
@@ -90,8 +97,8 @@ def find(run: Run, which: str) -> Checkpoint | None:
     digest = file_sha256(folder / WEIGHTS)
     if digest != pointer["sha256"]:
         raise UserError(
-            f"{folder / WEIGHTS} has sha256 {digest[:12]}…, but {pointer_file.name} recorded {pointer['sha256'][:12]}…: the "
-            "file is damaged; restore it from a copy."
+            f"{folder / WEIGHTS} has sha256 {digest[:12]}…, but {pointer_file.name} recorded {pointer['sha256'][:12]}…: "
+            "the file is damaged; restore it from a copy."
         )
     return Checkpoint(folder, int(pointer["step"]), digest)
 
@@ -117,8 +124,8 @@ def load_weights(checkpoint: Checkpoint, modules: Mapping[str, nn.Module]) -> No
         theirs, ours = (file.metadata() or {}).get("architecture"), architecture_hash(modules)
         if theirs != ours:
             raise UserError(
-                f"{path} holds weights of another architecture ({str(theirs)[:12]}…) than this model ({ours[:12]}…): load it "
-                "with the settings in its run's config.json."
+                f"{path} holds weights of another architecture ({str(theirs)[:12]}…) than this model ({ours[:12]}…): load "
+                "it with the settings in its run's config.json."
             )
         for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
             name, _, parameter = key.partition(".")
@@ -135,15 +142,18 @@ def load_state(checkpoint: Checkpoint) -> dict[str, Any]:
     """
     path = checkpoint.folder / STATE
     try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:  # torch does not look at the checksums it writes
+                raise zipfile.BadZipFile("wrong checksum")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(
             f"{path} is missing, so training cannot go on from it: the weights alone can still be used."
         ) from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except _DAMAGED as error:
         raise UserError(
-            f"{path} is not a state this package wrote (damaged, or it holds code, which is never run): restore it from a "
-            "copy, or start anew with --resume never."
+            f"{path} is not a state this package wrote (damaged, or it holds code, which is never run): restore it from "
+            "a copy, or start anew with --resume never."
         ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(
@@ -173,11 +183,15 @@ def _flush(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _prune(run: Run) -> None:
+def _prune(run: Run, step: int) -> None:
+    """Delete checkpoints older than the newest ones up to ``step``, except the best.
+
+    Later steps are there when a run was taken up from one of its earlier checkpoints; they do not count as newest.
+    """
     best_file = run.checkpoints / "best.json"
     best = Path(read_json(best_file, what="a checkpoint pointer")["path"]).name if best_file.exists() else None
-    folders = [f for f in run.checkpoints.glob("step_*") if f.is_dir() and f.suffix != ".tmp"]
-    folders.sort(key=lambda folder: int(folder.name.removeprefix("step_")))
+    steps = {f: int(f.name[5:]) for f in run.checkpoints.iterdir() if re.fullmatch(r"step_\d+", f.name)}
+    folders = sorted((folder for folder in steps if steps[folder] <= step), key=lambda folder: steps[folder])
     for folder in folders[:-KEEP]:
         if folder.name != best:
             shutil.rmtree(folder)

@@ -51,19 +51,19 @@ class _Progress:
 class _EpochSums:
     """Running sums of one training epoch, for its row of history.csv."""
 
-    steps: int = 0
+    counts: dict[str, int] = dataclasses.field(default_factory=dict)  # a term may stand in one update of several only
     sums: dict[str, float] = dataclasses.field(default_factory=dict)
     low: float = math.inf
     high: float = -math.inf
 
     def add(self, terms: Mapping[str, float], low: float, high: float) -> None:
-        self.steps += 1
         for name, value in terms.items():
+            self.counts[name] = self.counts.get(name, 0) + 1
             self.sums[name] = self.sums.get(name, 0.0) + value
         self.low, self.high = min(self.low, low), max(self.high, high)
 
     def means(self) -> dict[str, float]:
-        return {name: value / self.steps for name, value in self.sums.items()}
+        return {name: value / self.counts[name] for name, value in self.sums.items()}
 
 
 def fit(
@@ -98,6 +98,10 @@ def fit(
     phases = [_prepared(phase, accelerator) for phase in task.phases]
     balance, progress = Balance(), _Progress()
     resumed = _resume(run, plain, phases, accelerator, balance, progress, start)
+    if resumed is None and accelerator.is_main_process:
+        # A run stopped in its first epoch is done again from here, also by the task that has trained half an epoch.
+        state = _state(phases[0], accelerator, balance, progress)
+        checkpoint.save(run, step=0, modules=plain, state=state, best=False)
     interrupted = False
     try:
         first = 0
@@ -107,13 +111,13 @@ def fit(
             first += phase.epochs
     except KeyboardInterrupt:
         interrupted = True
-        print(
-            f"Stopped in epoch {progress.epoch + 1}. Epochs 1-{progress.epoch} are saved; run again to go on from there."
-        )
-    except torch.OutOfMemoryError as error:
+        saved = f"{progress.epoch} finished epochs are saved; run again to go on from there"
+        print(f"Stopped in epoch {progress.epoch + 1}: {saved if progress.epoch else 'run again to begin anew'}.")
+    except torch.cuda.OutOfMemoryError as error:
         raise UserError(f"{accelerator.device} ran out of memory: {task.oom_advice[0]}.") from error
     finally:
-        task.modules.update(plain)
+        for name, module in plain.items():  # accelerate leaves its autocast in `forward`; scores are float32 everywhere
+            task.modules[name] = accelerator.unwrap_model(module, keep_fp32_wrapper=False)
         accelerator.end_training()
     return Fitted(run, progress.epoch, resumed, interrupted)
 
@@ -124,6 +128,8 @@ def _accelerator(device: torch.device, tracker: str, run: Run, task: Task) -> Ac
         accelerator = Accelerator(
             mixed_precision=pick_precision(device), cpu=device.type == "cpu", log_with=log_with, project_dir=run.folder
         )
+        if log_with is not None and not accelerator.log_with:  # accelerate passes over a missing one in silence
+            raise ImportError(f"no module named {tracker!r}")
         accelerator.init_trackers(task.stage)
     except (ImportError, ValueError) as error:
         raise UserError(f"tracker {tracker!r} cannot be used ({error}): install it or leave --tracker away.") from error
@@ -163,7 +169,7 @@ def _train_epoch(
         progress.step += 1
         if not quiet:
             bar.set_postfix({name: f"{value:.4g}" for name, value in sums.means().items()}, refresh=False)
-    if sums.steps == 0:
+    if not sums.counts:
         raise UserError("the training split yields no batch: give more events or a smaller batch_size.")
     row = _score(task, phase, epoch, progress, sums)
     row["seconds"] = round(time.monotonic() - began, 2)
@@ -191,11 +197,12 @@ def _step(
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """One optimizer step; returns the raw terms and their weighted total, and ledger rows when they are due."""
     probed = probe(update.prediction, update.terms)
-    if not bool(torch.isfinite(probed.raw).all()):
-        bad = [f"{name} = {value}" for name, value in zip(probed.names, probed.raw.tolist(), strict=True)]
+    if not bool(torch.isfinite(probed.raw + probed.norms).all()):
+        numbers = zip(probed.names, probed.raw.tolist(), probed.norms.tolist(), strict=True)
+        bad = [f"{name} = {raw}, its gradient's norm {norm}" for name, raw, norm in numbers]
         raise UserError(
-            f"the loss is not finite at step {step} ({', '.join(bad)}): lower the learning rate, or look at the batch; the last "
-            "checkpoint is from before."
+            f"the loss is not finite at step {step} ({'; '.join(bad)}): lower the learning rate, or look at the batch; "
+            "the last checkpoint is from before."
         )
     weights = balance.weights(probed, update.terms)
     gradient = weighted_sum(
@@ -264,8 +271,9 @@ def _resume(
     """Take up the given or the last checkpoint; returns its step, or None for a fresh start."""
     found = checkpoint.at(start) if start is not None else checkpoint.find(run, "last")
     if found is None:
-        history.keep_rows(run.history_file, lambda row: False)
-        history.keep_rows(run.ledger_file, lambda row: False)
+        if accelerator.is_main_process:
+            history.keep_rows(run.history_file, lambda row: False)
+            history.keep_rows(run.ledger_file, lambda row: False)
         return None
     state = checkpoint.load_state(found)
     checkpoint.load_weights(found, plain)
@@ -282,12 +290,20 @@ def _resume(
     torch.set_rng_state(state["rng"])
     for key, value in state["progress"].items():
         setattr(progress, key, value)
-    # Rows written after the checkpoint belong to work that will be done again.
-    history.keep_rows(run.history_file, lambda row: row["step"] <= progress.step)
-    history.keep_rows(run.ledger_file, lambda row: row["step"] < progress.step)
+    if start is not None and not _is_best_of(run, found):
+        progress.best = None
     if accelerator.is_main_process:
+        # Rows written after the checkpoint belong to work that will be done again.
+        history.keep_rows(run.history_file, lambda row: row["step"] <= progress.step)
+        history.keep_rows(run.ledger_file, lambda row: row["step"] < progress.step)
         print(f"Resuming {run.folder} after epoch {progress.epoch} (step {progress.step}).")
     return progress.step
+
+
+def _is_best_of(run: Run, found: checkpoint.Checkpoint) -> bool:
+    """Whether the run's best checkpoint is the one that ``found`` knows: of this run, and not from after ``found``."""
+    best = checkpoint.find(run, "best")
+    return found.folder.resolve().parent == run.checkpoints.resolve() and best is not None and best.step <= found.step
 
 
 def _tell(task: Task, row: Mapping[str, Any], total_epochs: int, is_best: bool) -> None:

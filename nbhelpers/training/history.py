@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from nbhelpers.core.errors import UserError
 
 
 def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -14,40 +17,43 @@ def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
     Raises:
         ValueError: when a row's columns differ from the header's.
+        UserError: the disk is full or the folder is gone.
     """
     if not rows:
         return
     new = not path.exists()
-    header = list(rows[0]) if new else _header(path)
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, header)
-        if new:
-            writer.writeheader()
-        for row in rows:
-            if set(row) != set(header):
-                raise ValueError(f"{path.name} has columns {header}, but a row has {list(row)}")
-            writer.writerow(row)
-        file.flush()
-        os.fsync(file.fileno())
+    header = list(rows[0]) if new else _read(path)[0]
+    for row in rows:
+        if set(row) != set(header):
+            raise ValueError(f"{path.name} has columns {header}, but a row has {list(row)}")
+    try:
+        with path.open("a", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, header)
+            if new:
+                writer.writeheader()
+            writer.writerows(rows)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise UserError(f"{path} could not be written ({error}): free some space and run again.") from error
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """All rows, numbers as int or float and empty cells as None; an absent file has no rows."""
     if not path.exists():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return [{key: _number(cell) for key, cell in row.items()} for row in csv.DictReader(file)]
+    return [_numbers(row) for row in _read(path)[1]]
 
 
 def keep_rows(path: Path, keep: Callable[[Mapping[str, Any]], bool]) -> None:
     """Rewrite the file with only the rows that ``keep`` accepts, in one step."""
     if not path.exists():
         return
-    with path.open(newline="", encoding="utf-8") as file:
-        table = csv.DictReader(file)
-        header = list(table.fieldnames or ())
-        # A row that a killed process left half written has missing cells.
-        rows = [row for row in table if None not in row.values() and keep({k: _number(v) for k, v in row.items()})]
+    header, rows = _read(path)
+    rows = [row for row in rows if keep(_numbers(row))]
+    if not rows:  # without rows no column is fixed yet
+        path.unlink()
+        return
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, header)
@@ -58,13 +64,20 @@ def keep_rows(path: Path, keep: Callable[[Mapping[str, Any]], bool]) -> None:
     os.replace(temporary, path)
 
 
-def _header(path: Path) -> list[str]:
+def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Header and rows as text, without a last line that a killed process left half written (it has no line end)."""
     with path.open(newline="", encoding="utf-8") as file:
-        return next(csv.reader(file))
+        text = file.read()
+    table = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))
+    return list(table.fieldnames or ()), list(table)
 
 
-def _number(cell: str | None) -> Any:
-    if cell is None or cell == "":
+def _numbers(row: Mapping[str, str]) -> dict[str, Any]:
+    return {key: _number(cell) for key, cell in row.items()}
+
+
+def _number(cell: str) -> Any:
+    if cell == "":
         return None
     for kind in (int, float):
         try:

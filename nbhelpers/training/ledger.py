@@ -60,13 +60,15 @@ def resolve_weights(weights: Mapping[str, float | Share], norms: Mapping[str, fl
     With fixed terms of weighted norms F = Σ wⱼ‖gⱼ‖ and all shares together S, wᵢ = sᵢ/(1 − S) · F/‖gᵢ‖.
 
     Raises:
-        ValueError: when the shares leave nothing for the fixed terms.
+        ValueError: when the shares leave nothing for the fixed terms, or there is no fixed term to be measured by.
     """
     shares = {name: weight.target for name, weight in weights.items() if isinstance(weight, Share)}
     total_share = sum(shares.values())
     if total_share >= 1.0:
         raise ValueError(f"gradient shares {shares} add up to {total_share}, which leaves nothing for the other terms")
     resolved = {name: float(weight) for name, weight in weights.items() if not isinstance(weight, Share)}
+    if shares and not any(resolved.values()):
+        raise ValueError(f"gradient shares {shares} need another term with a plain weight above 0 to be shares of")
     fixed = sum(abs(weight) * norms[name] for name, weight in resolved.items()) if shares else 0.0
     for name, share in shares.items():
         resolved[name] = share / (1.0 - total_share) * fixed / norms[name] if norms[name] > 0 else 0.0
@@ -117,7 +119,9 @@ class Balance:
         declared = {term.name: term.weight for term in terms}
         if any(isinstance(weight, Share) for weight in declared.values()):
             for name, norm in zip(probed.names, probed.norms.tolist(), strict=True):
-                self.norms[name] = EMA * self.norms.get(name, norm) + (1 - EMA) * norm
+                # A mean that starts at 0 (a dry first batch, say) would take tens of steps to find the term's scale.
+                previous = self.norms.get(name, 0.0) or norm
+                self.norms[name] = EMA * previous + (1 - EMA) * norm
         return resolve_weights(declared, self.norms)
 
     def state_dict(self) -> dict[str, Any]:

@@ -67,8 +67,13 @@ def _group_weights(groups: int, seed: int) -> NDArray[np.float64]:
     return rng.multinomial(groups, np.full(groups, 1 / groups), size=RESAMPLES).astype(float)
 
 
-def _interval(values: NDArray[np.float64]) -> list[Any]:
-    """The 2.5th and 97.5th percentile along axis 0, over the resamples in which the score is defined."""
+def _interval(values: NDArray[np.float64], groups: int) -> list[Any]:
+    """The 2.5th and 97.5th percentile along axis 0, over the resamples in which the score is defined.
+
+    A single group has no spread to resample: its interval is undefined, not of width 0.
+    """
+    if groups < 2:
+        values = np.full_like(values, np.nan)
     if np.isnan(values).all(axis=0).any():
         filled = np.where(np.isnan(values).all(axis=0), 0.0, values)
         limits = np.nanpercentile(filled, [2.5, 97.5], axis=0)
@@ -79,11 +84,11 @@ def _interval(values: NDArray[np.float64]) -> list[Any]:
 
 
 def _plain(value: NDArray[np.float64] | float) -> Any:
-    """Floats or lists of floats for JSON; undefined values as None."""
+    """Floats or lists of floats for JSON; undefined and infinite values as None."""
     array = np.asarray(value, dtype=float)
     if array.ndim:
         return [_plain(item) for item in array]
-    return None if np.isnan(array) else float(array)
+    return float(array) if np.isfinite(array) else None
 
 
 def summarise(metric: Metric, *, seed: int = 0) -> dict[str, Any]:
@@ -91,16 +96,16 @@ def summarise(metric: Metric, *, seed: int = 0) -> dict[str, Any]:
     pooled, by_label = metric.resampled(_group_weights(metric.groups, seed))
     entry: dict[str, Any] = {
         "value": _plain(metric.value),
-        "ci95": _interval(pooled),
+        "ci95": _interval(pooled, metric.groups),
         "n": metric.groups,
         "units": metric.units,
         "better": metric.better,
     }
     if len(metric.labels) > 1:
-        low, high = _interval(by_label)
+        low, high = _interval(by_label, metric.groups)
         values = _plain(metric.by_label)
         defined = metric.by_label[~np.isnan(metric.by_label)]
-        entry["mean_over_labels"] = float(defined.mean()) if len(defined) else None
+        entry["mean_over_labels"] = _plain(defined.mean()) if len(defined) else None
         entry["by_label"] = {
             label: {"value": v, "ci95": [lo, hi]}
             for label, v, lo, hi in zip(metric.labels, values, low, high, strict=True)
@@ -121,17 +126,18 @@ def paired_difference(metric: Metric, other: Metric, *, seed: int = 0) -> dict[s
     weights = _group_weights(metric.groups, seed)
     (pooled_a, label_a), (pooled_b, label_b) = metric.resampled(weights), other.resampled(weights)
     sign = {"lower": -1.0, "higher": 1.0}.get(metric.better or "")
-    entry = _difference(metric.value - other.value, pooled_a - pooled_b, sign)
+    entry = _difference(metric.value - other.value, pooled_a - pooled_b, metric.groups, sign)
     if len(metric.labels) > 1:
         by_label = metric.by_label - other.by_label
         entry["by_label"] = {
-            label: _difference(by_label[i], (label_a - label_b)[:, i], sign) for i, label in enumerate(metric.labels)
+            label: _difference(by_label[i], (label_a - label_b)[:, i], metric.groups, sign)
+            for i, label in enumerate(metric.labels)
         }
     return entry
 
 
-def _difference(value: float, resamples: NDArray[np.float64], sign: float | None) -> dict[str, Any]:
-    low, high = _interval(resamples)
+def _difference(value: float, resamples: NDArray[np.float64], groups: int, sign: float | None) -> dict[str, Any]:
+    low, high = _interval(resamples, groups)
     is_better = None
     if sign is not None and low is not None and (low > 0 or high < 0):
         is_better = bool(sign * low > 0)

@@ -34,6 +34,8 @@ def make_report(
     found = checkpoint.find(run, which)
     if found is None:
         raise UserError(f"{run.folder} has no {which} checkpoint yet: train it first.")
+    data = {**task.describe_data(), "scored_split": split}
+    other_run = _reference(reference, data)
     checkpoint.load_weights(found, task.modules)
     device = pick_device()
     task.to(device)
@@ -42,7 +44,6 @@ def make_report(
     scores: dict[str, Mapping[str, Metric]] = {"model": task.evaluate(split).metrics}
     for name, predictor in tqdm(task.nulls.items(), desc="baselines", leave=False, disable=None):
         scores[name] = task.evaluate(split, predictor).metrics
-    data = dict(task.describe_data())
     model = scores.pop("model")
     report: dict[str, Any] = {
         "stage": task.stage,
@@ -55,7 +56,7 @@ def make_report(
             "path": f"checkpoints/{found.folder.name}",
             "sha256": found.sha256,
         },
-        "data": {**data, "scored_split": split},
+        "data": data,
         "config": dataclasses.asdict(task.config),
         "metrics": {name: summarise(metric) for name, metric in model.items()},
         "baselines": {
@@ -69,7 +70,7 @@ def make_report(
         "guards": [],
     }
     rows = history.read_rows(run.history_file)
-    gates, verdict = task.judge(report, rows, _reference(reference, report))
+    gates, verdict = task.judge(report, rows, other_run)
     report["gates"] = [dataclasses.asdict(gate) for gate in gates]
     report["verdict"] = dataclasses.asdict(verdict)
     write_json(run.report_file, report)
@@ -89,14 +90,15 @@ def read_report(run: Run) -> dict[str, Any]:
     return read_json(run.report_file, what="a run's report.json")
 
 
-def _reference(reference: Run | None, report: Mapping[str, Any]) -> dict[str, Any] | None:
+def _reference(reference: Run | None, data: Mapping[str, Any]) -> dict[str, Any] | None:
     if reference is None:
         return None
     other = read_report(reference)
     for key in ("sha256", "split_sha256", "scored_split", "lead_minutes"):
-        if other["data"].get(key) != report["data"].get(key):
+        if other["data"].get(key) != data.get(key):
             raise UserError(
-                f"reference run {reference.folder} was scored on other data (its {key} differs): choose one on the same."
+                f"reference run {reference.folder} was scored on other data (its {key} differs): choose one on the "
+                "same data and split."
             )
     return other
 
@@ -136,7 +138,8 @@ def score_table(scores: Mapping[str, Mapping[str, Metric]], names: Sequence[str]
     rows = [["metric", *scores]]
     for name in names:
         arrow = _ARROWS.get(first[name].better or "", "")
-        rows.append([f"{name} {arrow}".strip(), *(_number(_defined(metrics[name].value)) for metrics in scores.values())])
+        cells = [_number(_defined(metrics[name].value)) for metrics in scores.values()]
+        rows.append([f"{name} {arrow}".strip(), *cells])
     return rows
 
 
@@ -211,7 +214,8 @@ def as_markdown(report: Mapping[str, Any], headlines: Sequence[str], figures: Se
     checkpoint_ = report["checkpoint"]
     lines += [
         "", "## What was scored", "",
-        f"- checkpoint `{checkpoint_['path']}` ({checkpoint_['name']}, step {checkpoint_['step']}), sha256 `{checkpoint_['sha256']}`",
+        f"- checkpoint `{checkpoint_['path']}` ({checkpoint_['name']}, step {checkpoint_['step']}), "
+        f"sha256 `{checkpoint_['sha256']}`",
         f"- data `{data['source']}`, sha256 of catalogue and file sizes `{data['sha256']}`",
         f"- split: {data['split']}",
         f"- profile {report['profile']}",

@@ -72,13 +72,17 @@ def read_json(path: Path, *, what: str) -> dict[str, Any]:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Replace ``path`` in one step, so that a reader sees the old or the new content and never half of it."""
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2, allow_nan=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def architecture_hash(modules: Mapping[str, nn.Module]) -> str:
@@ -104,7 +108,7 @@ def open_run(task: Task, output_dir: Path, run_name: str, *, resume: str = "auto
         UserError: the folder exists with other data, model, loss or seed; or holds something that is no run. It is
             left untouched.
     """
-    if not run_name or Path(run_name).name != run_name:
+    if run_name == ".." or Path(run_name).name != run_name or not run_name:
         raise UserError(f"run name {run_name!r} is not a plain folder name: use letters, digits, '-' and '_'.")
     run = Run(Path(output_dir) / run_name)
     if resume == "never":
@@ -116,13 +120,15 @@ def open_run(task: Task, output_dir: Path, run_name: str, *, resume: str = "auto
         if old["config"] != record["config"]:  # only fields that may change, such as more epochs
             write_json(run.config_file, record)
         return run
-    if run.folder.exists() and any(run.folder.iterdir()):
+    if run.folder.exists() and (not run.folder.is_dir() or any(run.folder.iterdir())):
         raise UserError(f"{run.folder} exists but holds no config.json, so it is no run: choose another run name.")
     try:
-        run.checkpoints.mkdir(parents=True, exist_ok=True)
+        run.folder.mkdir(parents=True, exist_ok=True)
+        write_json(run.config_file, record)
     except OSError as error:
-        raise UserError(f"cannot create {run.folder} ({error}): choose another --output-dir.") from error
-    write_json(run.config_file, record)
+        raise UserError(
+            f"cannot write to {run.folder} ({error}): free some space or choose another --output-dir."
+        ) from error
     return run
 
 
@@ -173,6 +179,6 @@ def _check_same(run: Run, record: Mapping[str, Any], task: Task) -> None:
         ]
     if changes:
         raise UserError(
-            f"run folder {run.folder} was started with other settings: {', '.join(changes)}. Choose a new run name, e.g. "
-            f"{_free_name(run.folder).name!r}, or go back to those settings; the folder is left as it is."
+            f"run folder {run.folder} was started with other settings: {', '.join(changes)}. Choose a new run name, "
+            f"e.g. {_free_name(run.folder).name!r}, or go back to those settings; the folder is left as it is."
         )

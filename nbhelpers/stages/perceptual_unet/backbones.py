@@ -84,7 +84,7 @@ def _imagenet_file(net: str) -> Path:
         return fetch(load_manifest("perceptual-weights"), cache, only=[IMAGENET_FILES[net]])[0]
     except UserError as error:
         raise UserError(
-            f"ImageNet weights of {net} are not here and cannot be fetched ({error}) Without a network: give "
+            f"ImageNet weights of {net} are not here and cannot be fetched ({error}); without a network, give "
             "backbone_weights (or lpips_weights) the path of the file, or set it to 'random', which the report will name."
         ) from error
 
@@ -101,7 +101,11 @@ def _feature_state(path: Path, net: str, features: nn.Module) -> dict[str, Tenso
         ) from error
     if not isinstance(state, dict):
         raise UserError(f"{path} holds a {type(state).__name__}, expected a state dict of {net}.")
-    state = {key.removeprefix("features."): value for key, value in state.items() if key.startswith("features.")}
+    state = {
+        key.removeprefix("features."): value
+        for key, value in state.items()
+        if isinstance(key, str) and key.startswith("features.") and isinstance(value, Tensor)
+    }
     wanted = {key: tuple(value.shape) for key, value in features.state_dict().items()}
     found = {key: tuple(value.shape) for key, value in state.items()}
     if wanted != found:

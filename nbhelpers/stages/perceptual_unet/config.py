@@ -15,6 +15,7 @@ Net = Literal["vgg16", "squeeze", "alex"]
 
 CLASSICAL_LAMBDA = (1e-4, 5e-3)  # the range of λ in use for this loss, with S = 6000: there the term is all but off
 CLASSICAL_SCALE = 6000.0
+MIN_SIDE = 32  # pixels; the feature networks pool smaller images away
 
 
 @dataclass(frozen=True)
@@ -94,14 +95,16 @@ class Config:
         for name in ("lr", "perceptual_scale", "cache_gb"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} is {getattr(self, name)}, expected a number above 0.")
-        for name in ("depth", "num_workers", "crop", "grad_clip", "max_pct_missing"):
-            if getattr(self, name) < 0:
+        for name in ("seed", "depth", "num_workers", "crop", "grad_clip", "max_pct_missing"):
+            if not getattr(self, name) >= 0:
                 raise UserError(f"{name} is {getattr(self, name)}, expected 0 or more.")
         if (self.lambda_perc is None) == (self.perceptual_share is None):
             raise UserError(
                 "set either lambda_perc or perceptual_share (and the other to none): both weight the same term."
             )
-        if self.lambda_perc is not None and self.lambda_perc < 0:
+        if 0 < self.crop < MIN_SIDE:
+            raise UserError(f"crop is {self.crop}, expected 0 (whole frames) or at least {MIN_SIDE} pixels.")
+        if self.lambda_perc is not None and not self.lambda_perc >= 0:
             raise UserError(f"lambda_perc is {self.lambda_perc}, expected 0 or more.")
         if self.perceptual_share is not None and not 0 <= self.perceptual_share < 1:
             raise UserError(

@@ -140,7 +140,7 @@ def event_metrics(histogram: NDArray[np.int64], labels: tuple[str, ...]) -> dict
             csi,
             labels,
             "higher",
-            f"forecast cut at level {level}, where bias is 1",
+            f"forecast cut at level {level}, where bias is closest to 1",
         )
     metrics["csi_m"] = Metric(
         np.concatenate(list(at.values()), -1), csi_mean, labels, "higher", "mean over six thresholds"

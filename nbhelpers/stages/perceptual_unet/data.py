@@ -10,7 +10,8 @@ from __future__ import annotations
 import csv
 import json
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -95,34 +96,53 @@ def read_catalogue(data_dir: Path, *, max_pct_missing: float = 0.0) -> list[Even
         UserError: no catalogue, missing columns, unreadable values, files that are not there, no usable event.
     """
     catalogue = find_catalogue(data_dir)
-    with catalogue.open(newline="", encoding="utf-8") as file:
-        table = csv.DictReader(file)
-        absent = [name for name in NEEDED_COLUMNS if name not in (table.fieldnames or ())]
-        if absent:
-            raise UserError(f"{catalogue} lacks the column(s) {', '.join(absent)}: use SEVIR's own CATALOG.csv layout.")
-        rows = [(line, row) for line, row in enumerate(table, start=2) if row["img_type"] == IMG_TYPE]
+    rows = _catalogue_rows(catalogue)
     events: dict[str, Event] = {}
+    paths: dict[str, Path] = {}  # asking a mounted drive about the same file for every row would take minutes
     for line, row in rows:
         try:
             # SEVIR writes the index as 12 or 12.0 and leaves pct_missing empty for some rows.
-            usable = float(row["pct_missing"] or 0.0) <= max_pct_missing
+            if not float(row["pct_missing"] or 0.0) <= max_pct_missing:
+                continue
+            name = row["file_name"]
+            if name not in paths:
+                paths[name] = _event_file(catalogue, name, line=line)
             event = Event(
                 id=row["id"],
-                path=_event_file(catalogue, row["file_name"], line=line),
+                path=paths[name],
                 index=int(float(row["file_index"])),
                 time=datetime.fromisoformat(row["time_utc"]),
                 minutes=tuple(int(float(m)) for m in row["minute_offsets"].split(":")),
             )
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise UserError(f"{catalogue} line {line} cannot be read ({error}): repair or delete that row.") from error
-        if usable:
-            events.setdefault(event.id, event)
+        events.setdefault(event.id, event)
     if not events:
         raise UserError(
             f"{catalogue} has {len(rows)} rows of type {IMG_TYPE!r} but none with pct_missing <= {max_pct_missing}: "
             "raise max_pct_missing or fetch other events."
         )
     return [events[key] for key in sorted(events)]
+
+
+def _catalogue_rows(catalogue: Path) -> list[tuple[int, dict[str, str]]]:
+    """Line number and cells of every row of type ``vil``."""
+    try:
+        with catalogue.open(newline="", encoding="utf-8-sig") as file:
+            table = csv.DictReader(file)
+            header, rows = table.fieldnames or (), [(table.line_num, row) for row in table]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(
+            f"{catalogue} cannot be read as CSV text ({error}): fetch it again, or give --data-dir another folder."
+        ) from error
+    if absent := [name for name in NEEDED_COLUMNS if name not in header]:
+        raise UserError(f"{catalogue} lacks the column(s) {', '.join(absent)}: use SEVIR's own CATALOG.csv layout.")
+    for line, row in rows:
+        if any(row[name] is None for name in NEEDED_COLUMNS):
+            raise UserError(
+                f"{catalogue} line {line} ends early: the catalogue is half a download; fetch it again or delete that row."
+            )
+    return [(line, row) for line, row in rows if row["img_type"] == IMG_TYPE]
 
 
 def _event_file(catalogue: Path, file_name: str, *, line: int) -> Path:
@@ -134,8 +154,8 @@ def _event_file(catalogue: Path, file_name: str, *, line: int) -> Path:
     )
 
 
-def check_events(events: Sequence[Event]) -> None:
-    """Open every file once and check that it holds what the catalogue says.
+def check_events(events: Sequence[Event]) -> tuple[int, int]:
+    """Open every file once and check that it holds what the catalogue says; returns height and width of the frames.
 
     Raises:
         UserError: unreadable or truncated file, wrong dtype or shape, an index outside the file, another id at that
@@ -147,11 +167,7 @@ def check_events(events: Sequence[Event]) -> None:
         with _open(path) as file:
             vil = _dataset(file, path)
             _check_not_truncated(vil, path)
-            ids = (
-                [key.decode() if isinstance(key, bytes) else str(key) for key in file["id"][:]]
-                if "id" in file
-                else None
-            )
+            ids = _ids(file, path, n_events=vil.shape[0])
             for event in mine:
                 if not 0 <= event.index < vil.shape[0]:
                     raise UserError(
@@ -171,6 +187,7 @@ def check_events(events: Sequence[Event]) -> None:
             shapes.setdefault((vil.shape[1], vil.shape[2]), mine[0])
     if len(shapes) > 1:
         raise UserError(f"events of different sizes {sorted(shapes)} in one catalogue: keep one grid a data folder.")
+    return next(iter(shapes))
 
 
 def read_event(event: Event) -> NDArray[np.uint8]:
@@ -184,16 +201,15 @@ def read_event(event: Event) -> NDArray[np.uint8]:
     """
     with _open(event.path) as file:
         vil = _dataset(file, event.path)
+        _check_not_truncated(vil, event.path)
         offset, shape = vil.id.get_offset(), vil.shape
         if not 0 <= event.index < shape[0]:
             raise UserError(
                 f"event {event.id} has file_index {event.index}, but {event.path} holds {shape[0]} events: the catalogue "
                 "does not belong to this file."
             )
-        try:
+        with _reading(event.path):
             block = vil[event.index] if offset is None else None
-        except OSError as error:
-            raise UserError(f"{event.path} is damaged at event {event.id} ({error}): fetch the file again.") from error
     if block is None:
         size = int(np.prod(shape[1:]))
         # A memmap of just this event: the operating system's page cache then holds nothing else.
@@ -214,11 +230,11 @@ def _open(path: Path) -> h5py.File:
 
 
 def _dataset(file: h5py.File, path: Path) -> h5py.Dataset:
-    if IMG_TYPE not in file:
-        raise UserError(
-            f"{path} has no dataset {IMG_TYPE!r} (it has {', '.join(file) or 'none'}): expected SEVIR's layout."
-        )
-    data = file[IMG_TYPE]
+    with _reading(path):
+        data = file[IMG_TYPE] if IMG_TYPE in file else None
+        names = ", ".join(map(str, file)) or "none"
+    if not isinstance(data, h5py.Dataset):
+        raise UserError(f"{path} has no dataset {IMG_TYPE!r} (it has {names}): expected SEVIR's layout.")
     if data.dtype != np.uint8 or data.ndim != 4:
         raise UserError(
             f"{path}:{IMG_TYPE} is {data.dtype} of shape {data.shape}, expected uint8 of shape (events, height, width, "
@@ -227,8 +243,32 @@ def _dataset(file: h5py.File, path: Path) -> h5py.Dataset:
     return data
 
 
+def _ids(file: h5py.File, path: Path, *, n_events: int) -> list[str] | None:
+    """The event ids that the file itself holds; None for a file without any."""
+    with _reading(path):
+        if "id" not in file:
+            return None
+        data = file["id"]
+    if not isinstance(data, h5py.Dataset) or data.shape != (n_events,):
+        raise UserError(
+            f"{path}:id has shape {getattr(data, 'shape', None)}, expected one id for each of the {n_events} events of "
+            f"{IMG_TYPE!r}: the file is damaged; fetch it again."
+        )
+    with _reading(path):
+        return [key.decode(errors="replace") if isinstance(key, bytes) else str(key) for key in data[:]]
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn what HDF5 raises on a damaged file, which depends on where the damage lies, into one sentence."""
+    try:
+        yield
+    except (OSError, KeyError, RuntimeError) as error:
+        raise UserError(f"{path} is a damaged HDF5 file ({error}): fetch it again.") from error
+
+
 def _check_not_truncated(data: h5py.Dataset, path: Path) -> None:
-    # h5py opens a truncated file without complaint when only raw data are cut off.
+    # HDF5 refuses a file shorter than its header says, but a header can be patched to the length of what is left.
     offset = data.id.get_offset()
     if offset is not None and offset + data.size > path.stat().st_size:
         raise UserError(
@@ -261,6 +301,7 @@ class EventCache:
             self._bytes -= dropped.nbytes
         return frames
 
-    def events_that_fit(self, event: Event) -> int:
-        """How many events of this one's size the cache holds."""
-        return max(1, self.max_bytes // self[event].nbytes)
+    def events_that_fit(self, events: Sequence[Event], shape: tuple[int, int]) -> int:
+        """How many of ``events``, with frames of ``shape`` pixels, the cache holds at once; reads none of them."""
+        height, width = shape
+        return max(1, self.max_bytes // (max(len(event.minutes) for event in events) * height * width))

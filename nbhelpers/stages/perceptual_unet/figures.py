@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from nbhelpers.stages.perceptual_unet.data import MISSING, VIL, vil_kg_m2
@@ -91,26 +92,32 @@ def fixed_sample(task: NowcastTask, *, split: str = "val") -> Batch:
 
 
 def nowcast_figure(task: NowcastTask, batch: Batch) -> Figure:
-    """Truth, model, advection and persistence side by side at several lead times, for the first window of ``batch``."""
+    """Inputs, truth, model, advection and persistence at several lead times, for the first window of ``batch``."""
     n_in = task.config.n_in
-    shown = sorted({0, task.config.n_out // 2, task.config.n_out - 1})
-    truth = batch.frames[0, n_in:].numpy()
+    leads = sorted({0, task.config.n_out // 2, task.config.n_out - 1})
+    inputs = [round(i) for i in np.linspace(max(0, n_in - 1 - 2 * (n_in // 3)), n_in - 1, len(leads))]
+    frames = batch.frames[0].numpy()
+    truth = frames[n_in:]
     rows: dict[str, NDArray[np.uint8]] = {"truth": truth}
-    forecasts = {"model": task.forecast, **{name: task.nulls[name] for name in ("advection", "persistence")}}
-    for name, forecast in forecasts.items():
-        levels = VIL.to_units(forecast(batch)[0].cpu()).round().to(torch.uint8).numpy()
-        rows[name] = np.where(truth == MISSING, MISSING, levels).astype(np.uint8)
-    figure = Figure(figsize=(2.3 * (len(shown) + 1) + 1.2, 2.35 * len(rows)), layout="constrained")
-    axes = figure.subplots(len(rows), len(shown) + 1, squeeze=False)
-    image = show_levels(axes[0, 0], batch.frames[0, n_in - 1].numpy(), title="now (last input)")
-    for spare in axes[1:, 0]:
-        spare.axis("off")
-    for row, (name, frames) in enumerate(rows.items()):
-        for column, lead in enumerate(shown, start=1):
-            show_levels(axes[row, column], frames[lead], title=f"{name}, +{task.leads[lead]} min")
+    for name in ("model", "advection", "persistence"):
+        forecast = task.forecast(batch) if name == "model" else task.nulls[name](batch)
+        rows[name] = np.where(truth == MISSING, MISSING, _levels(forecast[0]))
+    figure = Figure(figsize=(2.35 * len(leads) + 1.5, 2.45 * (len(rows) + 1)), layout="constrained")
+    axes = figure.subplots(len(rows) + 1, len(leads), squeeze=False)
+    for column, index in enumerate(inputs):
+        minutes = (index - n_in + 1) * task.leads[0]
+        show_levels(axes[0, column], frames[index], title=f"input, {minutes} min" if minutes else "input, now")
+    for row, (name, levels) in enumerate(rows.items(), start=1):
+        for column, lead in enumerate(leads):
+            image = show_levels(axes[row, column], levels[lead], title=f"{name}, +{task.leads[lead]} min")
     _colour_bar(figure, image, axes)
-    axes[1, 0].text(0.5, 0.5, f"event\n{batch.events[0]}", ha="center", va="center", fontsize=8)
+    figure.suptitle(f"event {batch.events[0]}", fontsize=9)
     return figure
+
+
+def _levels(forecast: torch.Tensor) -> NDArray[np.uint8]:
+    """Grey levels of a forecast in model units."""
+    return VIL.to_units(forecast.cpu()).round().to(torch.uint8).numpy()
 
 
 def _plot_by_lead(axes: Axes, report: Mapping[str, Any], metric: str, who: Sequence[str], title: str) -> None:
@@ -165,18 +172,29 @@ def history_figure(history: Sequence[Mapping[str, Any]]) -> Figure:
 
 def _curves(axes: Sequence[Axes], history: Sequence[Mapping[str, Any]]) -> None:
     epochs = [row["epoch"] for row in history]
-    for name, label in (
-        ("train_total", "loss"),
-        ("train_mse", "MSE"),
-        ("val_mse", "MSE, validation"),
-        ("train_perceptual", "P, raw"),
-    ):
-        if history and history[0].get(name) is not None:
-            axes[0].plot(epochs, [row[name] for row in history], "o-", ms=3, label=label)
-    axes[0].set_yscale("log")
-    axes[0].set_title("loss terms", fontsize=9)
-    for name, label in (("val_csi_74", "CSI ≥ 74"), ("val_csi_m", "CSI, mean of six")):
-        axes[1].plot(epochs, [np.nan if row[name] is None else row[name] for row in history], "o-", ms=3, label=label)
+
+    def curve(one: Axes, name: str, label: str, **style: Any) -> None:
+        if history[0].get(name) is not None:
+            one.plot(
+                epochs,
+                [np.nan if row[name] is None else row[name] for row in history],
+                "o-",
+                ms=3,
+                label=label,
+                **style,
+            )
+
+    curve(axes[0], "train_total", "loss")
+    curve(axes[0], "train_mse", "MSE")
+    curve(axes[0], "val_mse", "MSE, validation")
+    axes[0].set_title("loss and its terms", fontsize=9)
+    if "train_perceptual" in history[0]:  # its scale is the network's, hundreds or thousands of times the MSE's
+        right = axes[0].twinx()
+        curve(right, "train_perceptual", "P, raw (right)", color="#7f8c8d", ls=":")
+        right.tick_params(labelsize=7)
+        right.legend(fontsize=7, loc="lower left")
+    curve(axes[1], "val_csi_74", "CSI ≥ 74")
+    curve(axes[1], "val_csi_m", "CSI, mean of six")
     axes[1].set_title("validation", fontsize=9)
     for name, colour in (("prediction", WHO["model"]), ("target", WHO["truth"])):
         low, high = ([row[f"val_{name}_{end}"] for row in history] for end in ("min", "max"))
@@ -185,6 +203,7 @@ def _curves(axes: Sequence[Axes], history: Sequence[Mapping[str, Any]]) -> None:
     axes[2].set_title("range on validation, level/255", fontsize=9)
     for one in axes:
         one.set_xlabel("epoch", fontsize=8)
+        one.xaxis.set_major_locator(MaxNLocator(integer=True))
         one.tick_params(labelsize=7)
         one.grid(alpha=0.25)
         one.legend(fontsize=7)
@@ -193,19 +212,20 @@ def _curves(axes: Sequence[Axes], history: Sequence[Mapping[str, Any]]) -> None:
 def live_figure(task: NowcastTask, history: Sequence[Mapping[str, Any]], batch: Batch) -> Figure:
     """What to look at while training: the curves, and the forecast of one fixed validation window."""
     figure = Figure(figsize=(10.5, 5.4), layout="constrained")
-    parts = figure.subfigures(2, 1)
-    _curves(parts[0].subplots(1, 3), history)
-    axes = parts[1].subplots(1, 4)
+    top, bottom = np.asarray(figure.subfigures(2, 1))
+    _curves(top.subplots(1, 3), history)
+    axes = bottom.subplots(1, 4)
     n_in, last = task.config.n_in, task.config.n_out - 1
     truth = batch.frames[0].numpy()
-    model = VIL.to_units(task.forecast(batch)[0, last].cpu()).round().to(torch.uint8).numpy()
-    advected = VIL.to_units(task.nulls["advection"](batch)[0, last].cpu()).round().to(torch.uint8).numpy()
+    model, advected = (
+        _levels(forecast[0, last]) for forecast in (task.forecast(batch), task.nulls["advection"](batch))
+    )
     hidden = truth[n_in + last] == MISSING
     show_levels(axes[0], truth[n_in - 1], title="now (last input)")
     show_levels(axes[1], truth[n_in + last], title=f"truth, +{task.leads[last]} min")
     image = show_levels(axes[2], np.where(hidden, MISSING, model), title=f"model after epoch {history[-1]['epoch']}")
     show_levels(axes[3], np.where(hidden, MISSING, advected), title="advection")
-    _colour_bar(figure, image, axes)
+    _colour_bar(bottom, image, axes)
     return figure
 
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from math import gcd
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 def double_conv(n_in: int, n_out: int) -> nn.Sequential:
-    """(3×3 convolution → group norm → ReLU) twice; group norm, because batches are small."""
+    """(3×3 convolution → group norm → ReLU) twice; group norm, because batches are small.
+
+    Of up to eight groups, as many as divide ``n_out``.
+    """
     layers: list[nn.Module] = []
     for channels in (n_in, n_out):
         layers += [
             nn.Conv2d(channels, n_out, 3, padding=1, bias=False),
-            nn.GroupNorm(min(8, n_out), n_out),
+            nn.GroupNorm(gcd(8, n_out), n_out),
             nn.ReLU(inplace=True),
         ]
     return nn.Sequential(*layers)

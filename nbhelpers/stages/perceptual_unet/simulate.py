@@ -75,10 +75,10 @@ class Regime:
 
 
 REGIMES = (
-    Regime("STORMEVENTS", "Thunderstorm Wind", 0.35, 1, 0, 2.0, 0.05, 11.0, 0.9),  # squall line
-    Regime("STORMEVENTS", "Hail", 0.25, 0, 3, 0.25, 0.08, 13.0, 0.9),  # multicell clusters
-    Regime("RANDOMEVENTS", "", 0.10, 0, 0, 0.0, 0.45, 8.0, 1.0),  # scattered showers
-    Regime("RANDOMEVENTS", "", 0.30, 0, 2, 0.20, 0.10, 5.0, -0.2),  # widespread rain with embedded cells
+    Regime("STORMEVENTS", "Thunderstorm Wind", 0.35, 1, 0, 2.0, 0.05, 11.0, 1.1),  # squall line
+    Regime("STORMEVENTS", "Hail", 0.25, 0, 3, 0.25, 0.08, 13.0, 1.0),  # multicell clusters
+    Regime("RANDOMEVENTS", "", 0.10, 0, 0, 0.0, 0.45, 8.0, 1.1),  # scattered showers
+    Regime("RANDOMEVENTS", "", 0.30, 0, 2, 0.20, 0.10, 5.0, 0.0),  # widespread rain with embedded cells
 )
 
 

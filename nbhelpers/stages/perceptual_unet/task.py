@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,10 +16,11 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
+from nbhelpers.core.errors import UserError
 from nbhelpers.core.fields import Field
 from nbhelpers.core.splits import split_hash
 from nbhelpers.stages.perceptual_unet import baselines, data, windows
-from nbhelpers.stages.perceptual_unet.config import Config
+from nbhelpers.stages.perceptual_unet.config import MIN_SIDE, Config
 from nbhelpers.stages.perceptual_unet.losses import Lpips, PerceptualLoss, masked_mse
 from nbhelpers.stages.perceptual_unet.model import UNet2D
 from nbhelpers.stages.perceptual_unet.verification import Verification
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 STAGE = "perceptual-unet"
 EVAL_BATCH = 4  # whole frames at once while scoring
 GB = 1_000_000_000
+LOWER_IS_BETTER = ("mse", "mae", "lpips", "feature_distance_random")
 
 
 class NowcastTask:
@@ -50,12 +53,17 @@ class NowcastTask:
         self.config, self.data_dir = config, Path(data_dir)
         self.device = torch.device("cpu")
         events = data.read_catalogue(self.data_dir, max_pct_missing=config.max_pct_missing)
-        data.check_events(events)
+        self.shape = data.check_events(events)  # height and width of a frame
+        if min(self.shape) < MIN_SIDE:
+            raise UserError(
+                f"the frames in {self.data_dir} have {self.shape[0]} x {self.shape[1]} pixels, expected at least {MIN_SIDE} each "
+                "way: the networks behind the perceptual loss and LPIPS pool smaller ones away."
+            )
         self.split = windows.split_events(events, subset=config.subset)
-        for group in self.split.events.values():
-            for event in group:
-                windows.window_span(event, config)
-        self.leads = tuple(windows.lead_minutes(self.split.events["test"][0], config))
+        used = [event for group in self.split.events.values() for event in group]
+        for event in used:
+            windows.window_span(event, config)
+        self.leads = windows.lead_minutes(used, config)
         self.cache = data.EventCache(int(config.cache_gb * GB))
         self.fields: Mapping[str, Field] = {"input": data.VIL, "target": data.VIL}
 
@@ -68,7 +76,7 @@ class NowcastTask:
         self.lpips = Lpips(config.lpips_net, config.lpips_source)
 
         self.phases = (self._phase(unet),)
-        self.monitor = Monitor(config.monitor, "min" if config.monitor in ("mse", "mae", "lpips") else "max")
+        self.monitor = Monitor(config.monitor, "min" if config.monitor in LOWER_IS_BETTER else "max")
         make = {
             "persistence": baselines.persistence,
             "advection": baselines.advection,
@@ -99,12 +107,6 @@ class NowcastTask:
         if self.perceptual is not None:
             self.perceptual.to(device)
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Height and width of a frame."""
-        _, height, width = self.cache[self.split.events["train"][0]].shape
-        return height, width
-
     def batches(self, split: str, epoch: int) -> DataLoader:
         """Random windows of the training events, or the fixed windows of another split (whatever the epoch)."""
         events = self.split.events[split]
@@ -113,7 +115,7 @@ class NowcastTask:
                 windows.fixed_windows(events, self.config), self.config, self.cache, batch_size=EVAL_BATCH
             )
         drawn = windows.random_windows(
-            events, self.config, epoch=epoch, shape=self.shape, group=self.cache.events_that_fit(events[0])
+            events, self.config, epoch=epoch, shape=self.shape, group=self.cache.events_that_fit(events, self.shape)
         )
         return windows.loader(drawn, self.config, self.cache, batch_size=self.config.batch_size)
 
@@ -158,7 +160,7 @@ class NowcastTask:
         """
         catalogue = data.find_catalogue(self.data_dir)
         files = sorted({event.path for group in self.split.events.values() for event in group})
-        sizes = [[str(path.relative_to(catalogue.parent)), path.stat().st_size] for path in files]
+        sizes = [[os.path.relpath(path, catalogue.parent), path.stat().st_size] for path in files]
         digest = hashlib.sha256(catalogue.read_bytes() + json.dumps(sizes).encode()).hexdigest()
         ids = {name: [event.id for event in group] for name, group in self.split.events.items()}
         return {

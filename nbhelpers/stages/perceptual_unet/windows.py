@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from statistics import median
@@ -44,7 +44,7 @@ def split_events(events: Sequence[Event], *, subset: str = "all") -> Split:
         n_val = max(1, round(VAL_OF_TRAIN * len(train_days)))
         by_day = {"train": train_days[:-n_val], "val": train_days[-n_val:], "test": [d for d in days if d >= cut]}
         rule = f"SEVIR's official date: test from {cut}, validation from {by_day['val'][0]}"
-    elif len(days) >= 8:
+    elif len(days) >= 3:
         by_day = splits.by_order(days, FRACTIONS)
         rule = f"by date: validation from {by_day['val'][0]}, test from {by_day['test'][0]}"
     else:
@@ -199,7 +199,18 @@ def loader(windows: Sequence[Window], config: Config, cache: EventCache, *, batc
     )
 
 
-def lead_minutes(event: Event, config: Config) -> Iterator[int]:
-    """Minutes ahead of each predicted frame."""
-    step = native_step(event) * frame_stride(event, config.step_minutes)
-    return iter(range(step, step * config.n_out + 1, step))
+def lead_minutes(events: Sequence[Event], config: Config) -> tuple[int, ...]:
+    """Minutes ahead of each predicted frame, the same for all ``events``.
+
+    Raises:
+        UserError: their frames are different numbers of minutes apart, so that a lead time would mean two things.
+    """
+    by_step = {native_step(event) * frame_stride(event, config.step_minutes): event.id for event in events}
+    if len(by_step) > 1:
+        (step, one), (other_step, other) = sorted(by_step.items())[:2]
+        raise UserError(
+            f"event {one} has a frame every {step} min, but event {other} every {other_step} min: set step_minutes to a "
+            "common multiple."
+        )
+    (step,) = by_step
+    return tuple(range(step, step * config.n_out + 1, step))

@@ -1,0 +1,185 @@
+"""The panel: what it shows and sets, first without a front end, then in a real browser."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+
+from nbhelpers.core.errors import UserError
+from nbhelpers.core.knobs import Knob
+from nbhelpers.core.settings import replace_checked
+from nbhelpers.widgets import LossBalance, loss_balance
+
+KNOBS = (
+    Knob("weight", "λ", 1e-4, 10.0, start=1e-3, log=True, marked=(1e-3, 1e-2), mark="classical"),
+    Knob("share", "share", 0, 0.5, start=0.1),
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    weight: float | None = None
+    share: float | None = 0.2
+
+    def replace(self, changes: dict[str, Any], *, source: str) -> Settings:
+        other = {"weight": "share", "share": "weight"}
+        return replace_checked(self, {**{other[name]: None for name in changes}, **changes}, source=source)
+
+
+@dataclass(frozen=True)
+class Row:
+    term: str
+    raw: float
+    weight: float
+    value_share: float
+    grad_share: float
+    cosine_to_total: float = 1.0
+
+
+def balance(settings: Settings) -> list[Row]:
+    share = settings.share if settings.share is not None else settings.weight / (1 + settings.weight)  # type: ignore[operator]
+    return [Row("mse", 0.01, 1.0, 1 - share, 1 - share), Row("extra", 5.0, 0.5, share, share)]
+
+
+@pytest.fixture
+def panel() -> LossBalance:
+    return loss_balance(Settings(), balance, KNOBS, judged="extra")
+
+
+def test_untouched_it_returns_the_settings_it_was_given(panel: LossBalance) -> None:
+    assert panel.config == Settings()
+    assert panel.choice.value == "share"
+    assert "20.0% of the gradient" in panel.picture.value
+
+
+def test_a_slider_sets_its_field_and_redraws(panel: LossBalance) -> None:
+    panel.sliders["share"].value = 0.3
+    assert panel.config == Settings(weight=None, share=0.3)
+    assert "extra is at work: 30.0% of the gradient" in panel.picture.value
+
+
+def test_the_other_knob_takes_over(panel: LossBalance) -> None:
+    panel.choice.value = "λ"
+    assert panel.config == Settings(weight=1e-3, share=None)
+    assert "extra is inert: 0.100% of the gradient" in panel.picture.value
+    assert panel.place.children == (panel.sliders["λ"],)
+    panel.sliders["λ"].value = 10.0
+    assert panel.config.weight == 10.0
+    assert "extra drowns the rest: 90.9% of the gradient" in panel.picture.value
+
+
+def test_the_strip_shows_all_three_zones_and_the_marked_range(panel: LossBalance) -> None:
+    panel.choice.value = "λ"
+    for text in ("classical", "#d5d8dc", "#a9dfbf", "#f1948a"):
+        assert text in panel.picture.value
+
+
+def test_a_log_knob_is_evenly_spaced_in_its_logarithm() -> None:
+    knob = KNOBS[0]
+    assert knob.at(0.0) == pytest.approx(1e-4) and knob.at(1.0) == pytest.approx(10.0)
+    assert knob.at(0.4) == pytest.approx(1e-2)
+    assert knob.fraction(knob.at(0.37)) == pytest.approx(0.37)
+    assert (knob.fraction(0.0), knob.fraction(99.0)) == (0.0, 1.0)
+
+
+def test_settings_that_refuse_a_value_say_so(panel: LossBalance) -> None:
+    with pytest.raises(UserError, match="expected float"):
+        panel.config.replace({"share": "much"}, source="the panel")
+
+
+CELL = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_widgets import KNOBS, Settings, balance
+from nbhelpers.widgets import loss_balance
+panel = loss_balance(Settings(), balance, KNOBS, judged="extra")
+panel
+"""
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Iterator[str]:
+    """Address of a JupyterLab that serves a notebook with the panel."""
+    cells = [CELL.format(tests=str(Path(__file__).parent)), "print('SETTINGS', panel.config)"]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    # Without a kernel named, the lab would ask for one.
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(notebook, tmp_path / "panel.ipynb")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # Its own home, so that nobody's lab settings and extensions take part.
+    env = {
+        **os.environ,
+        "HOME": str(tmp_path),
+        "JUPYTER_CONFIG_DIR": str(tmp_path / "config"),
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
+    }
+    command = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        "--no-browser",
+        "--allow-root",
+        f"--port={port}",
+        "--ServerApp.port_retries=0",
+    ]
+    command += ["--IdentityProvider.token=", "--ServerApp.disable_check_xsrf=True", f"--ServerApp.root_dir={tmp_path}"]
+    with (tmp_path / "lab.log").open("wb") as log:
+        server = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=log, stderr=log)
+    try:
+        for _ in range(240):
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/status", timeout=5) as answer:
+                    json.load(answer)
+                break
+            except OSError:
+                assert server.poll() is None, (tmp_path / "lab.log").read_text()
+                time.sleep(0.25)
+        yield f"http://127.0.0.1:{port}/doc/tree/panel.ipynb"
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium: apt-get install chromium")
+@pytest.mark.timeout(240)
+def test_in_a_browser_the_keyboard_moves_the_slider_and_the_next_cell_reads_it(lab: str) -> None:
+    from playwright.sync_api import sync_playwright
+
+    quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=quiet)
+        page = browser.new_page(viewport={"width": 1200, "height": 1000})
+        page.goto(lab)
+        page.locator(".jp-Cell").first.wait_for(timeout=90_000)
+        page.get_by_text("| Idle").wait_for(timeout=90_000)  # a cell run before the kernel is there is not run at all
+        page.locator(".jp-Cell .cm-content").first.click()
+        page.keyboard.press("Shift+Enter")
+        picture = page.locator(".widget-html-content")
+        picture.get_by_text("extra is at work: 20.0% of the gradient").wait_for(timeout=90_000)
+        page.get_by_role("button", name="λ").click()
+        picture.get_by_text("extra is inert: 0.100% of the gradient").wait_for(timeout=20_000)
+        handle = page.locator(".noUi-handle")
+        handle.focus()
+        page.keyboard.press("End")
+        picture.get_by_text("extra drowns the rest: 90.9% of the gradient").wait_for(timeout=20_000)
+        page.locator(".jp-Cell .cm-content").nth(1).click()
+        page.keyboard.press("Shift+Enter")
+        page.get_by_text("SETTINGS Settings(weight=10.0, share=None)").wait_for(timeout=20_000)
+        if folder := os.environ.get("NBHELPERS_SCREENSHOTS"):
+            page.screenshot(path=str(Path(folder) / "panel.png"))
+        browser.close()
