@@ -13,6 +13,7 @@ from typing import Any
 
 from nbhelpers import __version__
 from nbhelpers.core import flags, manifest, preflight, runtime, settings
+from nbhelpers.core.disk import human_bytes
 from nbhelpers.core.errors import UserError
 
 STAGES = ("perceptual-unet",)
@@ -101,6 +102,8 @@ def _data_parser(commands: Any) -> None:
         one.add_argument("name", help="as `data list` prints it, or the path of a manifest")
         one.add_argument("--data-dir", type=Path, help="where its files belong")
         one.set_defaults(run=run)
+        if action == "fetch":
+            one.add_argument("--only", nargs="+", metavar="FILE", help="some of its files; patterns such as 'vil/2019/*'")
     simulate = actions.add_parser("simulate", help="make data for a stage, in the format of the real ones")
     simulate.add_argument("stage", choices=STAGES, metavar="STAGE", help=STAGE_HELP)
     simulate.add_argument("--profile", choices=runtime.PROFILES, help="how much (default: by this machine)")
@@ -143,7 +146,9 @@ def _data_list(arguments: argparse.Namespace) -> int:
         print(json.dumps([dataclasses.asdict(one) for one in found], indent=2, default=str))
         return 0
     for one in found:
-        print(f"{one.name:22} {one.title} ({one.licence})")
+        sizes = [file.bytes for file in one.files]
+        size = human_bytes(sum(s or 0 for s in sizes)) + (" or more" if None in sizes else "")
+        print(f"{one.name:22} {one.title}: {len(one.files)} files, {size}")
     for stage in STAGES:
         print(f"{stage:22} simulated: `nbhelpers data simulate {stage}`")
     return 0
@@ -152,7 +157,7 @@ def _data_list(arguments: argparse.Namespace) -> int:
 def _data_fetch(arguments: argparse.Namespace) -> int:
     wanted = manifest.load_manifest(arguments.name)
     folder = arguments.data_dir or runtime.workspace().data_dir / wanted.name
-    for path in manifest.fetch(wanted, folder):
+    for path in manifest.fetch(wanted, folder, only=arguments.only):
         print(path)
     return 0
 
@@ -161,7 +166,7 @@ def _data_verify(arguments: argparse.Namespace) -> int:
     wanted = manifest.load_manifest(arguments.name)
     states = manifest.verify(wanted, arguments.data_dir or runtime.workspace().data_dir / wanted.name)
     for state in states:
-        print(f"{state.status:22} {state.path}")
+        print(f"{state.status:22} {state.location}")
     return 0 if all(state.ok for state in states) else 2
 
 

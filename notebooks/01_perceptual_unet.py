@@ -128,8 +128,9 @@ widgets.show_table(score_table(baselines, task.headlines))
 
 # %% [markdown]
 # ## 5 Model and losses
-# A UNet with frames as channels. With `residual`, it predicts the change against the last frame, so it starts at
-# persistence and has to earn everything beyond.
+# A UNet with frames as channels. It sees the advection forecast beside the frames and predicts a correction to it
+# (`first_guess`), so training starts at the strongest baseline and has to earn everything beyond: where rain grows and
+# decays. Set `first_guess="persistence"` to see how long a net takes to learn motion by itself.
 
 # %%
 unet = task.modules["unet"]

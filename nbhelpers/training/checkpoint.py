@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import pickle
 import re
 import shutil
-import struct
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +24,7 @@ from nbhelpers.training.run import Run, architecture_hash, read_json, write_json
 FORMAT = 1  # of state.pt; raised when its keys change
 KEEP = 2  # newest checkpoints that stay beside the best one
 WEIGHTS, STATE = "model.safetensors", "state.pt"
-# What zipfile, pickle and torch raise between them on a file with flipped or missing bytes (found by trying thousands).
-_TORN = (EOFError, LookupError, RuntimeError, TypeError, ValueError, struct.error)
-_DAMAGED = (zipfile.BadZipFile, pickle.UnpicklingError, *_TORN)
+ABOUT = "checkpoint"  # key of the metadata in model.safetensors
 
 
 @dataclass(frozen=True)
@@ -55,10 +52,14 @@ def save(run: Run, *, step: int, modules: Mapping[str, nn.Module], state: Mappin
             for name, module in modules.items()
             for key, t in module.state_dict().items()
         }
-        save_file(
-            tensors, temporary / WEIGHTS, metadata={"architecture": architecture_hash(modules), "step": str(step)}
-        )
         torch.save({"format": FORMAT, "step": step, **state}, temporary / STATE)
+        # One entry: safetensors writes several in random order, and equal checkpoints would have different sha256.
+        about = {
+            "step": step,
+            "architecture": architecture_hash(modules),
+            "state_sha256": file_sha256(temporary / STATE),
+        }
+        save_file(tensors, temporary / WEIGHTS, metadata={ABOUT: json.dumps(about)})
         for name in (WEIGHTS, STATE):
             _flush(temporary / name)
         shutil.rmtree(folder, ignore_errors=True)
@@ -97,8 +98,8 @@ def find(run: Run, which: str) -> Checkpoint | None:
     digest = file_sha256(folder / WEIGHTS)
     if digest != pointer["sha256"]:
         raise UserError(
-            f"{folder / WEIGHTS} has sha256 {digest[:12]}…, but {pointer_file.name} recorded {pointer['sha256'][:12]}…: "
-            "the file is damaged; restore it from a copy."
+            f"{folder / WEIGHTS} has sha256 {digest[:12]}…, but {pointer_file.name} recorded "
+            f"{pointer['sha256'][:12]}…: the file is damaged; restore it from a copy."
         )
     return Checkpoint(folder, int(pointer["step"]), digest)
 
@@ -108,7 +109,7 @@ def at(folder: Path) -> Checkpoint:
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"{folder} holds no {WEIGHTS}: give a folder such as RUN/checkpoints/step_000123.")
     with _open_weights(folder / WEIGHTS) as file:
-        step = int((file.metadata() or {}).get("step", 0))
+        step = int(_about(file).get("step", 0))
     return Checkpoint(folder, step, file_sha256(folder / WEIGHTS))
 
 
@@ -121,11 +122,11 @@ def load_weights(checkpoint: Checkpoint, modules: Mapping[str, nn.Module]) -> No
     path = checkpoint.folder / WEIGHTS
     tensors: dict[str, dict[str, Tensor]] = {name: {} for name in modules}
     with _open_weights(path) as file:
-        theirs, ours = (file.metadata() or {}).get("architecture"), architecture_hash(modules)
+        theirs, ours = _about(file).get("architecture"), architecture_hash(modules)
         if theirs != ours:
             raise UserError(
-                f"{path} holds weights of another architecture ({str(theirs)[:12]}…) than this model ({ours[:12]}…): load "
-                "it with the settings in its run's config.json."
+                f"{path} holds weights of another architecture ({str(theirs)[:12]}…) than this model ({ours[:12]}…): "
+                "load it with the settings in its run's config.json."
             )
         for key in file.keys():  # noqa: SIM118 - safe_open is no mapping
             name, _, parameter = key.partition(".")
@@ -141,19 +142,20 @@ def load_state(checkpoint: Checkpoint) -> dict[str, Any]:
         UserError: the file is missing, damaged, or holds code (it is refused without being run).
     """
     path = checkpoint.folder / STATE
+    with _open_weights(checkpoint.folder / WEIGHTS) as file:
+        recorded = _about(file).get("state_sha256")
     try:
-        with zipfile.ZipFile(path) as archive:
-            if archive.testzip() is not None:  # torch does not look at the checksums it writes
-                raise zipfile.BadZipFile("wrong checksum")
+        if file_sha256(path) != recorded:  # torch reads many a flipped byte without a word
+            raise pickle.UnpicklingError("not the file that was saved with these weights")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(
             f"{path} is missing, so training cannot go on from it: the weights alone can still be used."
         ) from error
-    except _DAMAGED as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise UserError(
-            f"{path} is not a state this package wrote (damaged, or it holds code, which is never run): restore it from "
-            "a copy, or start anew with --resume never."
+            f"{path} is not a state this package wrote (damaged, or it holds code, which is never run): restore it "
+            "from a copy, or start anew with --resume never."
         ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(
@@ -176,6 +178,11 @@ def _open_weights(path: Path) -> Any:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is not a readable safetensors file ({error}): restore it from a copy.") from error
+
+
+def _about(weights: Any) -> dict[str, Any]:
+    """What ``save`` wrote about an opened weights file; nothing when another program wrote it."""
+    return json.loads((weights.metadata() or {}).get(ABOUT, "{}"))
 
 
 def _flush(path: Path) -> None:

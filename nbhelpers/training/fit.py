@@ -98,6 +98,7 @@ def fit(
     phases = [_prepared(phase, accelerator) for phase in task.phases]
     balance, progress = Balance(), _Progress()
     resumed = _resume(run, plain, phases, accelerator, balance, progress, start)
+    accelerator.wait_for_everyone()  # all have looked before the first one writes
     if resumed is None and accelerator.is_main_process:
         # A run stopped in its first epoch is done again from here, also by the task that has trained half an epoch.
         state = _state(phases[0], accelerator, balance, progress)
@@ -290,7 +291,7 @@ def _resume(
     torch.set_rng_state(state["rng"])
     for key, value in state["progress"].items():
         setattr(progress, key, value)
-    if start is not None and not _is_best_of(run, found):
+    if start is not None and not _knows_the_best(run, found):
         progress.best = None
     if accelerator.is_main_process:
         # Rows written after the checkpoint belong to work that will be done again.
@@ -300,8 +301,8 @@ def _resume(
     return progress.step
 
 
-def _is_best_of(run: Run, found: checkpoint.Checkpoint) -> bool:
-    """Whether the run's best checkpoint is the one that ``found`` knows: of this run, and not from after ``found``."""
+def _knows_the_best(run: Run, found: checkpoint.Checkpoint) -> bool:
+    """Whether the best score in ``found``'s state is that of the run's best checkpoint: same run, not from later on."""
     best = checkpoint.find(run, "best")
     return found.folder.resolve().parent == run.checkpoints.resolve() and best is not None and best.step <= found.step
 

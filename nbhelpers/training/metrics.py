@@ -74,12 +74,10 @@ def _interval(values: NDArray[np.float64], groups: int) -> list[Any]:
     """
     if groups < 2:
         values = np.full_like(values, np.nan)
-    if np.isnan(values).all(axis=0).any():
-        filled = np.where(np.isnan(values).all(axis=0), 0.0, values)
-        limits = np.nanpercentile(filled, [2.5, 97.5], axis=0)
-        limits = np.where(np.isnan(values).all(axis=0), np.nan, limits)
-    else:
-        limits = np.nanpercentile(values, [2.5, 97.5], axis=0)
+    undefined = np.isnan(values).all(axis=0)
+    with np.errstate(invalid="ignore"):  # numpy takes differences, of infinite scores too
+        limits = np.nanpercentile(np.where(undefined, 0.0, values), [2.5, 97.5], axis=0)
+    limits = np.where(undefined, np.nan, limits)
     return [_plain(limits[0]), _plain(limits[1])]
 
 

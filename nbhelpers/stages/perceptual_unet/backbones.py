@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import struct
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +22,9 @@ IMAGENET_FILES = {
     "squeeze": "squeezenet1_1-b8a52dc0.pth",
     "alex": "alexnet-owt-7be5be79.pth",
 }
+# What pickle and torch raise between them on a file that is no state dict, or one with flipped bytes.
+_TORN = (AssertionError, EOFError, LookupError, RuntimeError, TypeError, ValueError, struct.error)
+_DAMAGED = (pickle.UnpicklingError, *_TORN)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -85,19 +90,21 @@ def _imagenet_file(net: str) -> Path:
     except UserError as error:
         raise UserError(
             f"ImageNet weights of {net} are not here and cannot be fetched ({error}); without a network, give "
-            "backbone_weights (or lpips_weights) the path of the file, or set it to 'random', which the report will name."
+            "backbone_weights (or lpips_weights) the path of the file, or set it to 'random', which the report names."
         ) from error
 
 
 def _feature_state(path: Path, net: str, features: nn.Module) -> dict[str, Tensor]:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch wonders about the pickle protocol of files that are none of its own
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"weights {path} cannot be read ({error}): check backbone_weights / lpips_weights.") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except _DAMAGED as error:
         raise UserError(
-            f"{path} is no state dict of plain tensors (damaged, or it holds code, which is never run): expected torchvision "
-            f"weights of {net}."
+            f"{path} is no state dict of plain tensors (damaged, or it holds code, which is never run): expected "
+            f"torchvision weights of {net}."
         ) from error
     if not isinstance(state, dict):
         raise UserError(f"{path} holds a {type(state).__name__}, expected a state dict of {net}.")

@@ -56,8 +56,8 @@ class Config:
     base_channels: int = 32
     # Poolings (and as many up-samplings).
     depth: int = 4
-    # Predict the change against the last frame instead of the frame itself.
-    residual: bool = True
+    # Forecast that the net corrects: none, the last frame, or the last frame moved along its motion.
+    first_guess: Literal["none", "persistence", "advection"] = "advection"
 
     # Weight λ of the perceptual term in MSE + (λ/S)·P; setting it switches perceptual_share off.
     lambda_perc: float | None = None
@@ -159,11 +159,13 @@ PROFILES: dict[str, dict[str, Any]] = {
         "depth": 3, "batch_size": 8, "epochs": 2, "max_pct_missing": 0.3, "lr": 2e-3,
     },
     "quick": {
-        **_SMALL_NET, "n_out": 6, "crop": 128, "windows_per_event": 8, "base_channels": 16, "batch_size": 8, "epochs": 10,
-        "max_pct_missing": 0.3,
+        **_SMALL_NET, "n_out": 6, "crop": 128, "windows_per_event": 8, "base_channels": 16, "batch_size": 8,
+        "epochs": 10, "max_pct_missing": 0.3,
     },
     "t4": {"n_out": 6, "crop": 256, "windows_per_event": 8, "batch_size": 8, "epochs": 20},
-    "full": {"n_in": 13, "n_out": 12, "crop": 0, "windows_per_event": 8, "batch_size": 8, "epochs": 50, "cache_gb": 12.0},
+    "full": {
+        "n_in": 13, "n_out": 12, "crop": 0, "windows_per_event": 8, "batch_size": 8, "epochs": 50, "cache_gb": 12.0,
+    },
 }  # fmt: skip
 
 # What `data simulate` writes for each profile: SEVIR's 5-minute step, smaller grids.

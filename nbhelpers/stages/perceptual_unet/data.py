@@ -29,7 +29,7 @@ MISSING = 255  # grey level of pixels without a measurement
 THRESHOLDS = (16, 74, 133, 160, 181, 219)  # grey levels at which SEVIR's event scores are defined
 SIMULATION_NAME = "SIMULATED.json"  # stands beside the catalogue of simulated data and says how they were made
 CATALOGUE_NAMES = ("CATALOG.csv", "SEVIR_CATALOG.csv")
-CATALOGUE_COLUMNS = (
+CATALOGUE_COLUMNS = (  # noqa: SIM905 - the header as it stands in SEVIR's file
     "id,file_name,file_index,img_type,time_utc,minute_offsets,episode_id,event_id,event_type,llcrnrlat,llcrnrlon,"
     "urcrnrlat,urcrnrlon,proj,size_x,size_y,height_m,width_m,data_min,data_max,pct_missing"
 ).split(",")
@@ -140,7 +140,7 @@ def _catalogue_rows(catalogue: Path) -> list[tuple[int, dict[str, str]]]:
     for line, row in rows:
         if any(row[name] is None for name in NEEDED_COLUMNS):
             raise UserError(
-                f"{catalogue} line {line} ends early: the catalogue is half a download; fetch it again or delete that row."
+                f"{catalogue} line {line} ends early: it may be half a download; fetch it again or delete that row."
             )
     return [(line, row) for line, row in rows if row["img_type"] == IMG_TYPE]
 
@@ -150,7 +150,8 @@ def _event_file(catalogue: Path, file_name: str, *, line: int) -> Path:
         if (folder / file_name).is_file():
             return folder / file_name
     raise UserError(
-        f"{catalogue} line {line} names {file_name}, which is not in {catalogue.parent}: fetch that file or delete its rows."
+        f"{catalogue} line {line} names {file_name}, which is not in {catalogue.parent}: fetch that file or delete its "
+        "rows."
     )
 
 
@@ -205,8 +206,8 @@ def read_event(event: Event) -> NDArray[np.uint8]:
         offset, shape = vil.id.get_offset(), vil.shape
         if not 0 <= event.index < shape[0]:
             raise UserError(
-                f"event {event.id} has file_index {event.index}, but {event.path} holds {shape[0]} events: the catalogue "
-                "does not belong to this file."
+                f"event {event.id} has file_index {event.index}, but {event.path} holds {shape[0]} events: the "
+                "catalogue does not belong to this file."
             )
         with _reading(event.path):
             block = vil[event.index] if offset is None else None
@@ -231,10 +232,12 @@ def _open(path: Path) -> h5py.File:
 
 def _dataset(file: h5py.File, path: Path) -> h5py.Dataset:
     with _reading(path):
-        data = file[IMG_TYPE] if IMG_TYPE in file else None
-        names = ", ".join(map(str, file)) or "none"
+        names = [str(name) for name in file]
+        data = file[IMG_TYPE] if IMG_TYPE in names else None
     if not isinstance(data, h5py.Dataset):
-        raise UserError(f"{path} has no dataset {IMG_TYPE!r} (it has {names}): expected SEVIR's layout.")
+        raise UserError(
+            f"{path} has no dataset {IMG_TYPE!r} (it has {', '.join(names) or 'none'}): expected SEVIR's layout."
+        )
     if data.dtype != np.uint8 or data.ndim != 4:
         raise UserError(
             f"{path}:{IMG_TYPE} is {data.dtype} of shape {data.shape}, expected uint8 of shape (events, height, width, "
@@ -272,8 +275,8 @@ def _check_not_truncated(data: h5py.Dataset, path: Path) -> None:
     offset = data.id.get_offset()
     if offset is not None and offset + data.size > path.stat().st_size:
         raise UserError(
-            f"{path} ends after {path.stat().st_size} bytes, but its {IMG_TYPE!r} needs {offset + data.size}: it is half a "
-            "download; fetch it again."
+            f"{path} ends after {path.stat().st_size} bytes, but its {IMG_TYPE!r} needs {offset + data.size}: it is "
+            "half a download; fetch it again."
         )
 
 

@@ -190,7 +190,7 @@ def _curves(axes: Sequence[Axes], history: Sequence[Mapping[str, Any]]) -> None:
     axes[0].set_title("loss and its terms", fontsize=9)
     if "train_perceptual" in history[0]:  # its scale is the network's, hundreds or thousands of times the MSE's
         right = axes[0].twinx()
-        curve(right, "train_perceptual", "P, raw (right)", color="#7f8c8d", ls=":")
+        curve(right, "train_perceptual", "P, raw (right)", color="#7f8c8d")
         right.tick_params(labelsize=7)
         right.legend(fontsize=7, loc="lower left")
     curve(axes[1], "val_csi_74", "CSI ≥ 74")

@@ -56,6 +56,7 @@ def write_forecasts(task: NowcastTask, path: Path, *, split: str, checkpoint: st
             file.attrs["checkpoint"] = checkpoint
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        if temporary.exists():  # unlink(missing_ok=True) still fails below something that is no folder
+            temporary.unlink()
         raise UserError(f"forecasts cannot be written to {path} ({error}): choose another --to.") from error
     return len(ids)

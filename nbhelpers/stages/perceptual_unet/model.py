@@ -35,7 +35,7 @@ class UNet2D(nn.Module):
         n_out: predicted frames.
         base: channels of the first level; level k has ``base * 2**k``.
         depth: poolings.
-        residual: add the last input frame to every output; the head starts at zero, so training starts at persistence.
+        residual: predict a correction to a first guess; the head starts at zero, so training starts at the guess.
     """
 
     def __init__(self, n_in: int, n_out: int, *, base: int = 32, depth: int = 4, residual: bool = True):
@@ -52,8 +52,12 @@ class UNet2D(nn.Module):
             nn.init.zeros_(self.head.weight)
             nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
 
-    def forward(self, frames: Tensor) -> Tensor:
-        """``(B, n_in, H, W)`` scaled frames in time order → ``(B, n_out, H, W)``, not clipped."""
+    def forward(self, frames: Tensor, guess: Tensor | None = None) -> Tensor:
+        """``(B, n_in, H, W)`` scaled frames in time order → ``(B, n_out, H, W)``, not clipped.
+
+        Args:
+            guess: ``(B, n_out, H, W)`` to correct when residual; by default the last input frame (persistence).
+        """
         height, width = frames.shape[-2:]
         multiple = 2**self.depth
         x = F.pad(frames, (0, -width % multiple, 0, -height % multiple), mode="replicate")
@@ -67,4 +71,6 @@ class UNet2D(nn.Module):
         for up, merge in zip(self.up, self.merge, strict=True):
             x = merge(torch.cat([skips.pop(), up(x)], dim=1))
         out = self.head(x)[..., :height, :width]
-        return out + frames[:, -1:] if self.residual else out
+        if not self.residual:
+            return out
+        return out + (frames[:, -1:] if guess is None else guess)

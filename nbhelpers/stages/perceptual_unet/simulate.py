@@ -44,10 +44,15 @@ from scipy import fft
 from tqdm.auto import tqdm
 
 from nbhelpers.core.errors import UserError
-from nbhelpers.stages.perceptual_unet.data import CATALOGUE_COLUMNS, CATALOGUE_NAMES, IMG_TYPE, MISSING
+from nbhelpers.stages.perceptual_unet.data import (
+    CATALOGUE_COLUMNS,
+    CATALOGUE_NAMES,
+    IMG_TYPE,
+    MISSING,
+    SIMULATION_NAME,
+)
 
-VERSION = 1  # of the physics below: raise it whenever the same parameters give other storms
-MARKER = "SIMULATED.json"  # stands beside the catalogue, so that a report can say that the storms are simulated
+VERSION = 2  # of the physics below: raise it whenever the same parameters give other storms
 SPIN_UP = 150.0  # minutes of convection before the first frame
 SPLIT = datetime(2019, 6, 1)  # SEVIR's test events start here
 EARTH_RADIUS = 6370997.0  # m, of SEVIR's projection
@@ -129,11 +134,11 @@ def simulate(
     seed: int = 0,
     progress: bool = True,
 ) -> Path:
-    """Write ``n_events`` simulated events of ``n_frames`` × ``size`` × ``size`` pixels (1 km) and return ``data_dir``.
+    """Write ``n_events`` simulated events of ``n_frames`` × ``size`` × ``size`` pixels (1 km); returns the catalogue.
 
     The folder then holds ``vil/<year>/SEVIR_VIL_{STORMEVENTS|RANDOMEVENTS}_<year>_<from>_<to>.h5``, ``CATALOG.csv``
     and ``SIMULATED.json``. The catalogue is written last, so a simulation that was killed has none and is simply
-    repeated; with the same parameters a complete folder is returned as it is. Event ``k`` depends on ``(seed, k)`` and
+    repeated; with the same parameters a complete folder is left as it is. Event ``k`` depends on ``(seed, k)`` and
     the grid, not on ``n_events``.
 
     Raises:
@@ -149,8 +154,9 @@ def simulate(
         row["file_index"] = len(files[row["file_name"]])
         files[row["file_name"]].append(index)
     marker = {"simulated": True, "version": VERSION, **parameters}
+    catalogue = data_dir / CATALOGUE_NAMES[0]
     if _is_there(data_dir, marker, files):
-        return data_dir
+        return catalogue
     data_dir.mkdir(parents=True, exist_ok=True)
     needed = n_events * size * size * n_frames + 2**20
     free = shutil.disk_usage(data_dir).free
@@ -159,7 +165,7 @@ def simulate(
             f"{data_dir} has {free / 1e6:.0f} MB free, the storms need {needed / 1e6:.0f} MB: free some space or "
             "ask for fewer or smaller events."
         )
-    _write_text(data_dir / MARKER, json.dumps(marker, indent=2) + "\n")
+    _write_text(data_dir / SIMULATION_NAME, json.dumps(marker, indent=2) + "\n")
     with tqdm(total=n_events, desc="simulating storms", unit="event", disable=not progress) as bar:
         for file_name, indices in files.items():
             path = data_dir / file_name
@@ -180,8 +186,8 @@ def simulate(
     table = csv.DictWriter(lines, CATALOGUE_COLUMNS, lineterminator="\n")
     table.writeheader()
     table.writerows(rows)
-    _write_text(data_dir / CATALOGUE_NAMES[0], lines.getvalue())
-    return data_dir
+    _write_text(catalogue, lines.getvalue())
+    return catalogue
 
 
 def _is_there(data_dir: Path, marker: dict[str, Any], files: Iterable[str]) -> bool:
@@ -189,16 +195,20 @@ def _is_there(data_dir: Path, marker: dict[str, Any], files: Iterable[str]) -> b
     places = [data_dir / folder / name for folder in ("", "data", "sevir") for name in CATALOGUE_NAMES]
     catalogue = next((path for path in places if path.is_file()), None)
     targets = [data_dir / name for name in files]
-    if not (data_dir / MARKER).is_file():
+    if not (data_dir / SIMULATION_NAME).is_file():
         # SEVIR's own files have these names.
         found = catalogue or next((path for path in targets if path.exists()), None)
         if found:
-            raise UserError(f"{found} is not simulated (no {MARKER} in {data_dir}): choose another, empty data folder.")
+            raise UserError(
+                f"{found} is not simulated (no {SIMULATION_NAME} in {data_dir}): choose another, empty data folder."
+            )
         return False
     try:
-        old = json.loads((data_dir / MARKER).read_text(encoding="utf-8"))
+        old = json.loads((data_dir / SIMULATION_NAME).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{data_dir / MARKER} is not JSON ({error}): delete {data_dir} and simulate again.") from error
+        raise UserError(
+            f"{data_dir / SIMULATION_NAME} is not JSON ({error}): choose another data folder for the storms."
+        ) from error
     if catalogue is None:
         return False  # a simulation that was killed
     other = ", ".join(f"{key}={old.get(key)} (asked: {new})" for key, new in marker.items() if old.get(key) != new)
@@ -309,11 +319,12 @@ def simulate_event(*, seed: int, index: int, size: int, n_frames: int, step_minu
     for t, (noise, label, place) in enumerate(islice(zip(texture, labels, places, strict=True), n_frames)):
         now = t * step_minutes
         rain, fine, warp_y, warp_x = _sample(noise, label)
-        stratiform = 0.6 * np.expm1(np.clip(rain + 0.45 * growth - threshold - trend * (now - duration / 2), 0, 2.2))
+        excess = np.maximum(rain + 0.05 * fine + 0.45 * growth - threshold - trend * (now - duration / 2), 0)
+        stratiform = 0.6 * np.expm1(2.2 * np.tanh(excess / 2.2))  # log-normal, levelling off near 5 kg m⁻²
         core, anvil = _render(cells, place, now, size=size, shear=shear)
         warped = np.stack((grid[..., 0] + warp_y, grid[..., 1] + warp_x))
         core, anvil = _sample(np.stack((core, anvil), axis=-1), warped, wrap=False)
-        anvil = np.maximum(anvil * np.exp(0.5 * rain + 0.4 * growth) - 0.15, 0)
+        anvil = np.maximum(anvil * np.exp(0.5 * rain + 0.08 * fine + 0.4 * growth) - 0.15, 0)
         vil = stratiform + anvil + core * np.exp(0.6 * fine + 0.4 * growth)
         level = vil_level(vil)
         level += (level > 0) * rng.normal(0, 1.5, level.shape)
@@ -352,7 +363,7 @@ def _draw_cells(rng: np.random.Generator, regime: Regime, flow: Flow, *, size: i
         tilt = rng.normal(0.0, 0.35)
         along = np.cos(tilt) * side + np.sin(tilt) * ahead
         length, bow = rng.uniform(0.7, 1.3) * size, rng.uniform(0.0, 0.4)
-        centre = size * rng.uniform(0.3, 0.7, 2)
+        centre = size / 2 + max(0.2 * size, 40.0) * rng.uniform(-1, 1, 2)
         birth = rng.uniform(-SPIN_UP, duration, rng.poisson(regime.births * length / 192 * (SPIN_UP + duration)))
         # Cells come in clumps along the line, and the line runs ahead of its cells: births lead, decay trails.
         clump = rng.uniform(-0.5, 0.5, ceil(length / 12)) * length
@@ -360,10 +371,11 @@ def _draw_cells(rng: np.random.Generator, regime: Regime, flow: Flow, *, size: i
         depth = rng.normal(0, 2.0, birth.size) - bow * s**2 / length
         moved = (flow.mean + 0.3 * speed * ahead) * (birth - duration / 2)[:, None]
         add(birth, centre + moved + s[:, None] * along + depth[:, None] * ahead)
-    for _ in range(ceil(regime.clusters * (size / 192) ** 2)):
+    margin = 20.0  # clusters reach in from outside
+    for _ in range(round(regime.clusters * ((size + 2 * margin) / 192) ** 2)):
         middle, half = rng.uniform(0, duration), rng.uniform(50, 110)
         birth = rng.uniform(middle - half, middle + half, rng.poisson(regime.births * 2 * half))
-        centre = rng.uniform(0, size, 2)
+        centre = rng.uniform(-margin, size + margin, 2)
         scatter = rng.normal(0, 6.0, (birth.size, 2)) + rng.normal(0, 1.0, (birth.size, 1)) * rng.normal(0, 13.0, 2)
         # New cells prefer the right flank, so the cluster turns off to the right of its cells.
         velocity = flow(centre) + speed * rng.uniform(0.0, 0.3) * side
@@ -432,7 +444,7 @@ def _textures(rng: np.random.Generator, *, size: int, step_minutes: int) -> Iter
     keep = np.exp(-step_minutes * k / 6.0).astype(np.float32)
     fresh = np.sqrt(1 - keep**2)
     rain = (k**2 + (1 / 200) ** 2) ** (-3.2 / 4)  # variance density k^-3.2, flat beyond 200 km
-    fine = rain * (1 - np.exp(-((20 * k) ** 2)))
+    fine = (1 - np.exp(-((20 * k) ** 2))) * k ** (-2.4 / 2)
     warp = (k**2 + (1 / 30) ** 2) ** (-3.2 / 4)
     filters = np.stack((rain, fine, warp * 1j * ky / k, warp * 1j * kx / k))
     filters[:, 0, 0] = 0

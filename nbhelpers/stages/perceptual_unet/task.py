@@ -20,6 +20,7 @@ from nbhelpers.core.errors import UserError
 from nbhelpers.core.fields import Field
 from nbhelpers.core.splits import split_hash
 from nbhelpers.stages.perceptual_unet import baselines, data, windows
+from nbhelpers.stages.perceptual_unet.advection import advection_nowcast
 from nbhelpers.stages.perceptual_unet.config import MIN_SIDE, Config
 from nbhelpers.stages.perceptual_unet.losses import Lpips, PerceptualLoss, masked_mse
 from nbhelpers.stages.perceptual_unet.model import UNet2D
@@ -56,8 +57,8 @@ class NowcastTask:
         self.shape = data.check_events(events)  # height and width of a frame
         if min(self.shape) < MIN_SIDE:
             raise UserError(
-                f"the frames in {self.data_dir} have {self.shape[0]} x {self.shape[1]} pixels, expected at least {MIN_SIDE} each "
-                "way: the networks behind the perceptual loss and LPIPS pool smaller ones away."
+                f"the frames in {self.data_dir} have {self.shape[0]} x {self.shape[1]} pixels, expected at least "
+                f"{MIN_SIDE} each way: the networks behind the perceptual loss and LPIPS pool smaller ones away."
             )
         self.split = windows.split_events(events, subset=config.subset)
         used = [event for group in self.split.events.values() for event in group]
@@ -68,9 +69,10 @@ class NowcastTask:
         self.fields: Mapping[str, Field] = {"input": data.VIL, "target": data.VIL}
 
         torch.manual_seed(config.seed)
-        unet = UNet2D(
-            config.n_in, config.n_out, base=config.base_channels, depth=config.depth, residual=config.residual
-        )
+        # An advected guess is also shown to the net, as further channels: the last frame it sees anyway.
+        channels = config.n_in + (config.n_out if config.first_guess == "advection" else 0)
+        residual = config.first_guess != "none"
+        unet = UNet2D(channels, config.n_out, base=config.base_channels, depth=config.depth, residual=residual)
         self.modules: MutableMapping[str, nn.Module] = {"unet": unet}
         self.perceptual = None if config.perceptual_is_off else PerceptualLoss(config.backbone, config.backbone_weights)
         self.lpips = Lpips(config.lpips_net, config.lpips_source)
@@ -83,7 +85,8 @@ class NowcastTask:
             "blurred_truth": baselines.blurred_truth,
         }
         self.nulls: Mapping[str, Predictor] = {name: partial(self._null, forecast) for name, forecast in make.items()}
-        self.headlines = ("mse", "csi_74", "csi_133", "csi_m", "bias_74", "fss_74_4", "ssim", self.lpips.key, "rapsd_ratio")
+        headlines = ("mse", "csi_74", "csi_133", "csi_m", "bias_74", "fss_74_4", "ssim", self.lpips.key, "rapsd_ratio")
+        self.headlines = headlines
         self.oom_advice = (
             f"halve batch_size (it is {config.batch_size})",
             f"lower crop (it is {config.crop})",
@@ -121,8 +124,17 @@ class NowcastTask:
 
     def updates(self, batch: Batch, phase: Phase) -> Iterator[Update]:
         frames, valid = data.VIL.to_model(batch.frames.to(self.device, non_blocking=True))
-        prediction = self.modules["unet"](frames[:, : self.config.n_in])
-        yield Update("unet", prediction, self.terms(frames[:, self.config.n_in :], valid[:, self.config.n_in :]))
+        n_in = self.config.n_in
+        prediction = self._predict(frames[:, :n_in], valid[:, :n_in])
+        yield Update("unet", prediction, self.terms(frames[:, n_in:], valid[:, n_in:]))
+
+    def _predict(self, frames: Tensor, valid: Tensor) -> Tensor:
+        """``(B, n_out, H, W)`` of the net for ``(B, n_in, H, W)`` inputs in model units and their mask."""
+        if self.config.first_guess != "advection":
+            return self.modules["unet"](frames)
+        with torch.no_grad():
+            guess = advection_nowcast(frames, self.config.n_out, valid=valid)
+        return self.modules["unet"](torch.cat([guess, frames], dim=1), guess)
 
     def terms(self, target: Tensor, valid: Tensor) -> tuple[LossTerm, ...]:
         """The summands of the loss against ``target``, ``(B, n_out, H, W)`` in model units."""
@@ -133,12 +145,12 @@ class NowcastTask:
 
     @torch.no_grad()
     def forecast(self, batch: Batch) -> Tensor:
-        """The model's forecast of a batch: ``(B, n_out, H, W)`` in [0, 1]."""
-        frames, _ = data.VIL.to_model(batch.frames[:, : self.config.n_in].to(self.device))
+        """The model's forecast of a batch: ``(B, n_out, H, W)`` in model units, not clipped."""
+        frames, valid = data.VIL.to_model(batch.frames[:, : self.config.n_in].to(self.device))
         unet = self.modules["unet"]
         was_training = unet.training
         unet.eval()
-        prediction = unet(frames)
+        prediction = self._predict(frames, valid)
         unet.train(was_training)
         return prediction.float()
 
@@ -181,7 +193,8 @@ class NowcastTask:
             )
         if self.perceptual is not None and self.perceptual.weights.is_random:
             remarks.append(
-                f"The perceptual term uses RANDOM features of {self.config.backbone}, as asked for: no pretrained weights."
+                f"The perceptual term uses RANDOM features of {self.config.backbone}, as asked for: no pretrained "
+                "weights."
             )
         if self.lpips.weights.is_random:
             remarks.append(

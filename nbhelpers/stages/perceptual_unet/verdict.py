@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import median
 from typing import Any
 
+from nbhelpers.core.errors import UserError
 from nbhelpers.training.task import Gate, Verdict
 
+BLOW_UP = 10  # times the median training loss of the epochs before: no longer noise
 INERT_SHARE = 0.01  # of the gradient; below it a term changes nothing that one could measure
 ADVECTION_GAP = 10  # minutes; shorter leads belong to persistence
 REFERENCE_CSI, REFERENCE_LPIPS = 0.95, 0.87  # of the λ = 0 run's
@@ -37,13 +40,14 @@ def _beats(report: Mapping[str, Any], null: str, metric: str, leads: Sequence[in
     n = report["metrics"][metric]["n"]
     value = "; ".join(worst) if worst else f"all {len(leads)} lead times, n = {n} events"
     name = f"{metric} better than {null} at every lead time" + ("" if metric == "mse" else f" from {leads[0]} min")
-    return Gate(name, not worst, value)
+    undecided = all(entry["is_better"] is True or entry["ci95"][0] is None for entry in results.values())
+    return Gate(name, True if not worst else None if undecided else False, value)
 
 
 def _signed(entry: Mapping[str, Any]) -> str:
     low, high = entry["ci95"]
     if low is None:
-        return "undefined (no events)"
+        return "undefined (too few events)"
     return f"{entry['value']:+.4f} [{low:+.4f}, {high:+.4f}]"
 
 
@@ -54,16 +58,25 @@ def verdict(
 
     The absolute thresholds (CSI@74 0.65 and 0.60, LPIPS 0.35 and 0.38) are SEVIR's with LPIPS(alex), and are used only
     there. Elsewhere the rule is relative to ``reference``, the same run with λ = 0.
+
+    Raises:
+        UserError: a reference that has the perceptual term as well, or reports another feature distance.
     """
     csi = report["metrics"][HEADLINE]["value"]
     mse = report["metrics"]["mse"]["value"]
     epochs = int(history[-1]["epoch"]) if history else 0
     beats = _beats_both(report)
-    if any(not _finite(row["train_total"]) for row in history):
+    if _diverged([row["train_total"] for row in history]):
         return Verdict(
             "unstable",
-            "The training loss became infinite or undefined.",
+            f"The training loss became undefined or ended above {BLOW_UP} times what it had been.",
             "lower lr by a factor of 3 and start a new run.",
+        )
+    if report["metrics"]["pod_74"]["value"] is None:
+        return Verdict(
+            "undecided",
+            "The scored split holds no pixel >= 74, so there is no event to hit or miss.",
+            "score more or wetter events.",
         )
     if not csi and epochs < 10:
         return Verdict(
@@ -119,7 +132,8 @@ def _is_sevir(report: Mapping[str, Any]) -> bool:
 
 def _absolute(report: Mapping[str, Any], csi: float, beats: bool) -> Verdict:
     lpips = report["metrics"]["lpips"]["value"]
-    both = f"CSI@74 {csi:.3f}, LPIPS (alex) {lpips:.3f}, {'better' if beats else 'not better'} than persistence and advection."
+    beaten = "better" if beats else "not better"
+    both = f"CSI@74 {csi:.3f}, LPIPS (alex) {lpips:.3f}, {beaten} than persistence and advection."
     if csi >= 0.65 and lpips < 0.35 and beats:
         return Verdict("success", both, "sweep λ to see what it trades, then build an ensemble.")
     if csi >= 0.60 and lpips < 0.38:
@@ -135,8 +149,26 @@ def _absolute(report: Mapping[str, Any], csi: float, beats: bool) -> Verdict:
 
 def _relative(report: Mapping[str, Any], reference: Mapping[str, Any], beats: bool) -> Verdict:
     distance = "lpips" if "lpips" in report["metrics"] else "feature_distance_random"
+    ours, theirs = report["metrics"][distance], reference["metrics"].get(distance, {"units": "no such distance"})
+    if ours["units"] != theirs["units"]:
+        raise UserError(
+            f"reference run {reference['run']!r} reports {theirs['units']}, this one {ours['units']}: give both the "
+            "same lpips_net and lpips_weights."
+        )
+    weight = [reference["config"][name] for name in ("lambda_perc", "perceptual_share")]
+    if 0 not in weight:
+        raise UserError(
+            f"reference run {reference['run']!r} has lambda_perc {weight[0]} and perceptual_share {weight[1]}: "
+            "expected a run without the perceptual term, train one with --lambda-perc 0."
+        )
+    if not reference["metrics"][HEADLINE]["value"]:
+        return Verdict(
+            "undecided",
+            f"The λ = 0 run {reference['run']!r} hit no pixel >= 74.",
+            "train it longer, then compare again.",
+        )
     csi = report["metrics"][HEADLINE]["value"] / reference["metrics"][HEADLINE]["value"]
-    lpips = report["metrics"][distance]["value"] / reference["metrics"][distance]["value"]
+    lpips = ours["value"] / theirs["value"]
     numbers = f"CSI@74 {csi:.1%} and {distance} {lpips:.1%} of the λ = 0 run {reference['run']!r}'s."
     if csi >= REFERENCE_CSI and lpips <= REFERENCE_LPIPS:
         name, step = (
@@ -150,5 +182,7 @@ def _relative(report: Mapping[str, Any], reference: Mapping[str, Any], beats: bo
     return Verdict("iterate", numbers, "train longer, or try half the perceptual_share.")
 
 
-def _finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+def _diverged(losses: Sequence[Any]) -> bool:
+    if not all(isinstance(loss, (int, float)) and math.isfinite(loss) for loss in losses):
+        return True
+    return len(losses) > 1 and losses[-1] > BLOW_UP * median(losses[:-1])

@@ -90,7 +90,7 @@ def native_step(event: Event) -> int:
 
 @dataclass(frozen=True)
 class Window:
-    """Where one sample is cut out: frames ``start, start + stride, …`` and a square crop, turned by ``symmetry``."""
+    """Where one sample is cut out: frames ``start, start + stride, …`` and a square crop, mirrored by ``symmetry``."""
 
     event: Event
     start: int
@@ -98,7 +98,7 @@ class Window:
     row: int = 0
     column: int = 0
     crop: int = 0  # 0: the whole frame
-    symmetry: int = 0  # 0-7: quarter turns, then a flip
+    symmetry: int = 0  # 0-7, one of a square's: 4 swaps rows and columns, then 1 mirrors top-down, 2 left-right
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,8 @@ def window_span(event: Event, config: Config) -> tuple[int, int]:
     last = len(event.minutes) - 1 - (config.n_in + config.n_out - 1) * stride
     if last < 0:
         raise UserError(
-            f"a window of {config.n_in} + {config.n_out} frames every {native_step(event) * stride} min does not fit into event "
-            f"{event.id} with {len(event.minutes)} frames: lower n_in, n_out or step_minutes."
+            f"a window of {config.n_in} + {config.n_out} frames every {native_step(event) * stride} min does not fit "
+            f"into event {event.id} with {len(event.minutes)} frames: lower n_in, n_out or step_minutes."
         )
     return stride, last
 
@@ -145,8 +145,8 @@ def random_windows(
     rng = np.random.default_rng([config.seed, epoch])
     height, width = shape
     crop = config.crop if config.crop <= min(shape) else 0
-    # Quarter turns would change the shape of frames that are not square; half turns and flips do not.
-    symmetries = range(8) if crop or height == width else (0, 2, 4, 6)
+    # Swapped rows and columns would change the shape of frames that are not square; mirrors do not.
+    symmetries = range(8 if crop or height == width else 4)
     order = rng.permutation(len(events))
     windows: list[Window] = []
     for begin in range(0, len(order), group):
@@ -177,10 +177,12 @@ class WindowDataset(Dataset):
         frames = self.cache[window.event][window.start :: window.stride][: self.n_frames]
         if window.crop:
             frames = frames[:, window.row : window.row + window.crop, window.column : window.column + window.crop]
-        frames = np.rot90(frames, window.symmetry % 4, axes=(1, 2))
-        if window.symmetry >= 4:
-            frames = frames[:, :, ::-1]
-        return torch.from_numpy(np.ascontiguousarray(frames)), window.event.id
+        if window.symmetry & 4:
+            frames = frames.transpose(0, 2, 1)
+        sample = torch.from_numpy(np.ascontiguousarray(frames))
+        # torch mirrors bytes ten times as fast as a copy of numpy's reversed view.
+        mirrored = [dim for bit, dim in ((1, 1), (2, 2)) if window.symmetry & bit]
+        return sample.flip(mirrored) if mirrored else sample, window.event.id
 
 
 def collate(samples: Sequence[tuple[Tensor, str]]) -> Batch:
@@ -209,8 +211,8 @@ def lead_minutes(events: Sequence[Event], config: Config) -> tuple[int, ...]:
     if len(by_step) > 1:
         (step, one), (other_step, other) = sorted(by_step.items())[:2]
         raise UserError(
-            f"event {one} has a frame every {step} min, but event {other} every {other_step} min: set step_minutes to a "
-            "common multiple."
+            f"event {one} has a frame every {step} min, but event {other} every {other_step} min: set step_minutes to "
+            "a common multiple."
         )
     (step,) = by_step
     return tuple(range(step, step * config.n_out + 1, step))

@@ -1,0 +1,399 @@
+"""``fit``: it learns, it resumes exactly, it stops in one sentence, and everything it did stands in the folder."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import resource
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+from toy import STEPS_PER_EPOCH, ToyConfig, ToyTask, toy, train
+
+from nbhelpers.core.errors import UserError
+from nbhelpers.training import checkpoint, history
+from nbhelpers.training import fit as fit_module
+from nbhelpers.training.fit import Fitted, fit
+from nbhelpers.training.run import Run, open_run, read_json
+from nbhelpers.training.task import LossTerm, Phase, Update
+
+
+class Stopped(ToyTask):
+    """Presses the stop button (or whatever ``fault`` does) before update number ``at``, counted from 0."""
+
+    def __init__(self, config: ToyConfig, at: int, fault: Callable[[], None] | None = None):
+        super().__init__(config)
+        self.at, self.fault = at, fault
+
+    def updates(self, batch: Any, phase: Phase) -> Iterator[Update]:
+        self.at -= 1
+        if self.at == -1:
+            if self.fault is None:
+                raise KeyboardInterrupt
+            self.fault()
+        yield from super().updates(batch, phase)
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    found = checkpoint.find(run, "last")
+    assert found is not None
+    return load_file(found.folder / "model.safetensors")
+
+
+def assert_same(one: Any, other: Any, where: str = "state") -> None:
+    """Exact equality of nested plain types and tensors."""
+    assert type(one) is type(other), where
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), where
+    elif isinstance(one, dict):
+        assert list(one) == list(other), where
+        for key in one:
+            assert_same(one[key], other[key], f"{where}.{key}")
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other), where
+        for number, (a, b) in enumerate(zip(one, other, strict=True)):
+            assert_same(a, b, f"{where}[{number}]")
+    else:
+        assert one == other or (one != one and other != other), f"{where}: {one} against {other}"
+
+
+def assert_equal_runs(one: Run, other: Run) -> None:
+    """Weights, optimizer, schedules, generator, balance, history (but the seconds) and ledger are equal, bit by bit."""
+    assert_same(weights(one), weights(other), "weights")
+    states = [checkpoint.load_state(found) for found in (checkpoint.find(one, "last"), checkpoint.find(other, "last"))]
+    assert_same(*states)
+    rows = [[{**row, "seconds": None} for row in history.read_rows(run.history_file)] for run in (one, other)]
+    assert_same(*rows, "history")
+    assert one.ledger_file.read_text() == other.ledger_file.read_text()
+    best = [read_json(run.checkpoints / "best.json", what="a pointer")["step"] for run in (one, other)]
+    assert_same(*best, "best.json")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Four epochs in one go; what every interrupted run must equal."""
+    return train(tmp_path_factory.mktemp("whole"), epochs=4).run
+
+
+# training ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_learns_and_writes_down_how(tmp_path: Path) -> None:
+    task, run = toy(tmp_path, epochs=8)
+    start = task.evaluate("val").metrics["mse"].value
+    seen: list[int] = []
+    fitted = fit(task, run, on_epoch=lambda rows: seen.append(len(rows)))
+    assert fitted == Fitted(run, epochs=8, resumed_from=None, interrupted=False)
+    assert seen == list(range(1, 9))
+    rows = history.read_rows(run.history_file)
+    assert [row["epoch"] for row in rows] == list(range(1, 9))
+    assert [row["step"] for row in rows] == [STEPS_PER_EPOCH * row["epoch"] for row in rows]
+    assert list(rows[0]) == [
+        "epoch", "step", "phase", "train_total", "train_mse", "train_slope", "train_weight_slope",
+        "train_prediction_min", "train_prediction_max", "val_mse", "val_mae", "val_never_counted",
+        "val_prediction_min", "val_prediction_max", "lr_net", "seconds",
+    ]  # fmt: skip
+    assert rows[-1]["train_total"] < 0.3 * rows[0]["train_total"]
+    assert rows[-1]["val_mse"] < 0.3 * start
+    assert rows[-1]["val_mse"] == pytest.approx(task.evaluate("val").metrics["mse"].value), "scored after the epoch"
+    assert rows[0]["lr_net"] > rows[-1]["lr_net"] == pytest.approx(0.03 / (1 + 32 / 50)), "the schedule steps per step"
+    assert all(row["train_prediction_min"] < row["train_prediction_max"] for row in rows)
+    assert fitted.run.read_config()["config"]["epochs"] == 8
+
+
+def test_the_ledger_has_every_tenth_step_and_the_share_that_was_asked_for(tmp_path: Path) -> None:
+    rows = history.read_rows(train(tmp_path, epochs=15, slope_share=0.1).run.ledger_file)
+    assert [(row["step"], row["term"]) for row in rows] == [
+        (step, term) for step in range(0, 60, 10) for term in ("mse", "slope")
+    ]
+    assert list(rows[0]) == ["step", "term", "raw", "weight", "value_share", "grad_share", "cosine_to_total"]
+    for mse, slope in zip(rows[::2], rows[1::2], strict=True):
+        assert mse["grad_share"] + slope["grad_share"] == pytest.approx(1)
+        assert 0.08 < slope["grad_share"] < 0.12
+    assert len({row["weight"] for row in rows if row["term"] == "slope"}) > 3, "the weight follows the gradients"
+
+
+def test_the_gradient_that_trains_is_that_of_the_weighted_sum(tmp_path: Path) -> None:
+    """One step of ``fit`` against the step written out by hand."""
+    task, run = toy(tmp_path, epochs=1, slope_weight=0.7, grad_clip=0.5)
+    plain = ToyTask(task.config)
+    (optimizer,) = plain.phases[0].optimizers.values()
+    (schedule,) = plain.phases[0].schedulers.values()
+    fit(task, run)
+    torch.manual_seed(task.config.seed)
+    plain.modules["net"].train()
+    for batch in plain.batches("train", 0):
+        (update,) = plain.updates(batch, plain.phases[0])
+        optimizer.zero_grad()
+        sum(float(term.weight) * term.fn(update.prediction) for term in update.terms).backward()
+        torch.nn.utils.clip_grad_norm_(plain.modules["net"].parameters(), 0.5)
+        optimizer.step()
+        schedule.step()
+    for ours, by_hand in zip(task.modules["net"].parameters(), plain.modules["net"].parameters(), strict=True):
+        torch.testing.assert_close(ours, by_hand, rtol=1e-4, atol=1e-6)
+    (row,) = history.read_rows(run.history_file)
+    assert row["train_total"] == pytest.approx(row["train_mse"] + 0.7 * row["train_slope"])
+    assert "train_weight_slope" not in row, "a plain weight stands in config.json"
+
+
+@pytest.mark.parametrize(("mode", "liked"), [("min", min), ("max", max)])
+def test_the_best_checkpoint_is_the_one_the_monitor_liked_most(tmp_path: Path, mode: str, liked: Any) -> None:
+    run = train(tmp_path, epochs=6, mode=mode).run
+    scores = {row["step"]: row["val_mse"] for row in history.read_rows(run.history_file)}
+    best, last = checkpoint.find(run, "best"), checkpoint.find(run, "last")
+    assert best is not None and last is not None and last.step == 24
+    assert best.step == liked(scores, key=scores.__getitem__)
+    assert (best == last) == (mode == "min")
+    task = ToyTask(ToyConfig())
+    checkpoint.load_weights(best, task.modules)
+    assert task.evaluate("val").metrics["mse"].value == pytest.approx(scores[best.step])
+
+
+def test_a_score_that_is_never_defined_leaves_the_last_as_best(tmp_path: Path) -> None:
+    run = train(tmp_path, monitor="never_counted").run
+    assert checkpoint.find(run, "best") == checkpoint.find(run, "last") != None  # noqa: E711
+
+
+def test_two_updates_of_one_batch_are_averaged_apart(tmp_path: Path) -> None:
+    class Twice(ToyTask):
+        def updates(self, batch: Any, phase: Phase) -> Iterator[Update]:
+            (first,) = super().updates(batch, phase)
+            yield first
+            prediction = self.modules["net"](batch[0])
+            yield Update("net", prediction, (LossTerm("constant", lambda p: 0 * p.sum() + 2.0, 1.0),))
+
+    task = Twice(ToyConfig(epochs=1))
+    run = open_run(task, tmp_path, "run")
+    fit(task, run)
+    (row,) = history.read_rows(run.history_file)
+    assert row["train_constant"] == 2.0
+    assert row["step"] == STEPS_PER_EPOCH
+
+
+def test_autocast_does_not_outlive_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With mixed precision the report of the notebook's task must be that of a fresh process: float32."""
+    monkeypatch.setattr(fit_module, "pick_precision", lambda device: "bf16")
+    AcceleratorState._reset_state(reset_partial_state=True)  # accelerate allows one precision a process
+    try:
+        task, run = toy(tmp_path, epochs=1)
+        dtypes = []
+        task.modules["net"][1].register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
+        fit(task, run)
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    assert set(dtypes) == {torch.bfloat16}
+    fresh = ToyTask(task.config)
+    checkpoint.load_weights(checkpoint.find(run, "last"), fresh.modules)
+    batch = next(iter(task.batches("val", 0)))
+    assert torch.equal(task.predict(batch), fresh.predict(batch))
+
+
+# resuming ------------------------------------------------------------------------------------------------------------
+
+
+def test_two_runs_of_the_same_seed_are_equal_and_of_another_are_not(whole: Run, tmp_path: Path) -> None:
+    run = train(tmp_path, epochs=4).run
+    assert_equal_runs(run, whole)
+    assert checkpoint.find(run, "last").sha256 == checkpoint.find(whole, "last").sha256
+    other = train(tmp_path, "other", epochs=4, seed=1).run
+    assert not torch.equal(weights(other)["net.1.weight"], weights(whole)["net.1.weight"])
+
+
+def test_more_epochs_extend_a_run_to_what_it_had_been_in_one_go(
+    whole: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(tmp_path, epochs=1).resumed_from is None
+    assert "Resuming" not in capsys.readouterr().out
+    fitted = train(tmp_path, epochs=3)
+    assert (fitted.resumed_from, fitted.epochs) == (4, 3)
+    assert f"Resuming {fitted.run.folder} after epoch 1 (step 4)" in capsys.readouterr().out
+    assert_equal_runs(train(tmp_path, epochs=4).run, whole)
+
+
+def test_a_finished_run_is_left_as_it_is(whole: Run) -> None:
+    before = {path: path.read_bytes() for path in whole.folder.rglob("*") if path.is_file()}
+    fitted = train(whole.folder.parent, epochs=4)
+    assert (fitted.resumed_from, fitted.epochs, fitted.interrupted) == (16, 4, False)
+    assert {path: path.read_bytes() for path in whole.folder.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("at", [0, 2, 4, 11], ids=lambda at: f"update {at}")
+@pytest.mark.parametrize("again", ["same task", "fresh task"])
+def test_the_stop_button_costs_nothing(
+    whole: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], at: int, again: str
+) -> None:
+    """The notebook's cell run again (same task), or the notebook opened again (fresh task)."""
+    task = Stopped(ToyConfig(epochs=4), at)
+    run = open_run(task, tmp_path, "run")
+    stopped = fit(task, run)
+    assert (stopped.interrupted, stopped.epochs) == (True, at // STEPS_PER_EPOCH)
+    said = capsys.readouterr().out
+    assert f"Stopped in epoch {at // 4 + 1}" in said
+    assert (f"{at // 4} finished epochs are saved" in said) == (at >= 4)
+    assert task.evaluate("val").metrics["mse"].groups == 8, "the later cells work"
+    fitted = fit(task, run) if again == "same task" else train(tmp_path, epochs=4)
+    assert (fitted.interrupted, fitted.epochs) == (False, 4)
+    assert_equal_runs(run, whole)
+
+
+@pytest.mark.parametrize("pointer", ["best.json", "last.json"])
+def test_a_kill_between_data_and_pointer_costs_one_epoch(
+    whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pointer: str
+) -> None:
+    write = checkpoint.write_json
+
+    def killed(path: Path, content: dict[str, Any]) -> None:
+        if path.name == pointer and content["step"] == 8:
+            raise KeyboardInterrupt
+        write(path, content)
+
+    monkeypatch.setattr(checkpoint, "write_json", killed)
+    assert train(tmp_path, epochs=4).interrupted
+    monkeypatch.undo()
+    fitted = train(tmp_path, epochs=4)
+    assert fitted.resumed_from == 4
+    assert_equal_runs(fitted.run, whole)
+
+
+def test_a_disk_that_fills_up_ends_in_a_sentence_and_the_run_goes_on_later(whole: Run, tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (600, hard))
+
+    task = Stopped(ToyConfig(epochs=4), at=9, fault=fill)
+    run = open_run(task, tmp_path, "run")
+    try:
+        with pytest.raises(UserError, match="free some space and run again"):
+            fit(task, run)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    last = checkpoint.find(run, "last")
+    assert last is not None and last.step == 8
+    assert len(history.read_rows(run.history_file)) == 2
+    assert_equal_runs(train(tmp_path, epochs=4).run, whole)
+
+
+def test_going_on_from_a_given_checkpoint_of_the_run_itself(tmp_path: Path) -> None:
+    run = train(tmp_path, epochs=8, mode="max").run
+    best = checkpoint.find(run, "best")
+    assert best is not None and best.step == 4
+    task, _ = toy(tmp_path, epochs=8, mode="max")
+    after = history.read_rows(run.history_file)
+    fitted = fit(task, run, start=best.folder)
+    assert (fitted.resumed_from, fitted.epochs) == (4, 8)
+    assert_same([{**row, "seconds": 0} for row in history.read_rows(run.history_file)],
+                [{**row, "seconds": 0} for row in after])  # fmt: skip
+    assert checkpoint.find(run, "best") == best
+
+
+def test_stopped_after_going_back_the_pointers_still_hold(tmp_path: Path) -> None:
+    run = train(tmp_path, epochs=8, mode="max").run
+    best = checkpoint.find(run, "best")
+    assert best is not None
+    task = Stopped(ToyConfig(epochs=8, mode="max"), at=2 * STEPS_PER_EPOCH)
+    assert fit(task, run, start=best.folder).interrupted
+    last = checkpoint.find(run, "last")
+    assert last is not None and last.step == best.step + 2 * STEPS_PER_EPOCH
+    assert train(tmp_path, epochs=8, mode="max").resumed_from == last.step
+
+
+def test_going_on_from_another_runs_checkpoint_finds_a_best_of_its_own(tmp_path: Path) -> None:
+    first = train(tmp_path, "first", epochs=8, mode="max").run
+    start = checkpoint.find(first, "last")
+    assert start is not None and start.step == 32
+    task, run = toy(tmp_path, "second", epochs=9, mode="max")  # the first run's best stays out of reach
+    fitted = fit(task, run, start=start.folder)
+    assert (fitted.resumed_from, fitted.epochs) == (32, 9)
+    best = checkpoint.find(run, "best")
+    assert best is not None and best.folder.is_relative_to(run.folder)
+    assert [row["epoch"] for row in history.read_rows(run.history_file)] == [9]
+
+
+def test_a_start_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    start = checkpoint.find(train(tmp_path, "wide", epochs=1, width=2).run, "last")
+    task, run = toy(tmp_path)
+    with pytest.raises(UserError, match="another architecture"):
+        fit(task, run, start=start.folder)
+    with pytest.raises(UserError, match="holds no model.safetensors"):
+        fit(task, run, start=tmp_path / "nowhere")
+    assert fit(task, run).epochs == 2
+
+
+def test_a_pickle_bomb_in_the_runs_checkpoint_is_refused(tmp_path: Path) -> None:
+    last = checkpoint.find(train(tmp_path).run, "last")
+    torch.save({"format": 1, "step": Path}, last.folder / "state.pt")
+    with pytest.raises(UserError, match="holds code, which is never run"):
+        train(tmp_path, epochs=3)
+
+
+# what goes wrong -----------------------------------------------------------------------------------------------------
+
+
+def _spoiled(fn: Callable[[torch.Tensor], torch.Tensor], at: int) -> ToyTask:
+    class Spoiled(ToyTask):
+        def updates(self, batch: Any, phase: Phase) -> Iterator[Update]:
+            nonlocal at
+            at -= 1
+            (update,) = super().updates(batch, phase)
+            mse, slope = update.terms
+            yield update if at >= 0 else Update("net", update.prediction, (mse, LossTerm("slope", fn, slope.weight)))
+
+    return Spoiled(ToyConfig(epochs=3))
+
+
+@pytest.mark.parametrize(
+    ("fn", "named"),
+    [
+        (lambda p: p.sum() * math.nan, "slope = nan"),
+        (lambda p: p.square().sum() * math.inf, "slope = inf"),
+        (lambda p: (0 * p).abs().sqrt().sum(), "slope = 0.0, its gradient's norm nan"),
+    ],
+    ids=["nan", "inf", "infinite slope of a square root"],
+)
+def test_a_loss_that_is_not_finite_stops_and_names_the_term(tmp_path: Path, fn: Any, named: str) -> None:
+    task = _spoiled(fn, at=STEPS_PER_EPOCH + 1)
+    run = open_run(task, tmp_path, "run")
+    with pytest.raises(UserError, match=f"not finite at step 5 .*{named}.*lower the learning rate"):
+        fit(task, run)
+    last = checkpoint.find(run, "last")
+    assert last is not None and last.step == 4
+    assert all(torch.isfinite(tensor).all() for tensor in weights(run).values())
+    assert train(tmp_path, epochs=3).epochs == 3
+
+
+def test_an_unknown_monitor_names_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="'cis_74' is not among the validation metrics: choose one of mae, mse, never"):
+        train(tmp_path, monitor="cis_74")
+
+
+def test_no_training_batch_is_an_error(tmp_path: Path) -> None:
+    task, run = toy(tmp_path)
+    task.batches = lambda split, epoch: torch.utils.data.DataLoader([])
+    with pytest.raises(UserError, match="yields no batch"):
+        fit(task, run)
+
+
+def test_out_of_memory_comes_with_the_stages_advice(tmp_path: Path) -> None:
+    def exhaust() -> None:
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    task = Stopped(ToyConfig(), at=1, fault=exhaust)
+    with pytest.raises(UserError, match="ran out of memory: take smaller fields"):
+        fit(task, open_run(task, tmp_path, "run"))
+
+
+@pytest.mark.filterwarnings("ignore:.*no supported trackers:UserWarning")
+@pytest.mark.parametrize("tracker", ["tensorboard", "wandb"])
+def test_a_tracker_that_is_not_installed_is_not_passed_over(tmp_path: Path, tracker: str) -> None:
+    if any(importlib.util.find_spec(name) for name in (tracker, "tensorboardX")):
+        pytest.skip(f"{tracker} is installed")
+    task, run = toy(tmp_path)
+    with pytest.raises(UserError, match=f"tracker '{tracker}' cannot be used.*install it"):
+        fit(task, run, tracker=tracker)
+    assert fit(task, run).epochs == 2
