@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -157,7 +158,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "header cut off": (cut(500), "not a readable HDF5 file"),
     "empty file": (cut(0), "not a readable HDF5 file"),
     "raw data cut off": (cut(-3000), "not a readable HDF5 file"),
-    "raw data cut off, header patched": (cut(-3000, patch_end=True), "half a download"),
+    "raw data cut off, header patched": (cut(-3000, patch_end=True), "half a download|damaged HDF5 file"),
     "not HDF5": (lambda f: hdf5(f).write_text("<html>Quota exceeded</html>"), "not a readable HDF5 file"),
     "wrong dtype": (lambda f: rewrite(f, id=IDS, vil=np.zeros(SHAPE, "f4")), "is float32 of shape .*expected uint8"),
     "wrong signed dtype": (lambda f: rewrite(f, id=IDS, vil=np.zeros(SHAPE, "i1")), "is int8 .*expected uint8"),
@@ -192,8 +193,7 @@ def test_damaged_data_are_one_sentence_and_leave_what_is_there(
     assert_matches(message, found)
     after = fingerprint(folder)
     assert {name: after.get(name) for name in before} == before
-    if damage != "no data folder":
-        assert "data" in found  # where
+    assert str(folder / "data") in found or re.search(r"event R0\d", found)  # where
 
 
 def assert_matches(pattern: str, text: str) -> None:

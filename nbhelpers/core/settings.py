@@ -77,5 +77,5 @@ def _type_name(option: Any) -> str:
     if typing.get_origin(option) is typing.Literal:
         return " or ".join(map(repr, typing.get_args(option)))
     if option is float:
-        return "a finite number"
+        return "float (finite)"
     return "none" if option is type(None) else getattr(option, "__name__", str(option))

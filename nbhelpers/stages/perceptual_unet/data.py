@@ -271,7 +271,8 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 def _check_not_truncated(data: h5py.Dataset, path: Path) -> None:
-    # HDF5 refuses a file shorter than its header says, but a header can be patched to the length of what is left.
+    # HDF5 refuses a file shorter than its header says, but a header can be patched to the length of what is left, and
+    # before version 2 it does not look any further.
     offset = data.id.get_offset()
     if offset is not None and offset + data.size > path.stat().st_size:
         raise UserError(
