@@ -103,7 +103,9 @@ def _data_parser(commands: Any) -> None:
         one.add_argument("--data-dir", type=Path, help="where its files belong")
         one.set_defaults(run=run)
         if action == "fetch":
-            one.add_argument("--only", nargs="+", metavar="FILE", help="some of its files; patterns such as 'vil/2019/*'")
+            one.add_argument(
+                "--only", nargs="+", metavar="FILE", help="some of its files; patterns such as 'vil/2019/*'"
+            )
     simulate = actions.add_parser("simulate", help="make data for a stage, in the format of the real ones")
     simulate.add_argument("stage", choices=STAGES, metavar="STAGE", help=STAGE_HELP)
     simulate.add_argument("--profile", choices=runtime.PROFILES, help="how much (default: by this machine)")

@@ -90,6 +90,10 @@ def find(run: Run, which: str) -> Checkpoint | None:
     if not pointer_file.exists():
         return None
     pointer = read_json(pointer_file, what="a checkpoint pointer {step, path, sha256}")
+    if not {"step", "path", "sha256"} <= pointer.keys():
+        raise UserError(
+            f"{pointer_file} has {', '.join(pointer) or 'nothing'}, expected step, path and sha256: delete it."
+        )
     folder = run.folder / str(pointer["path"])
     if not (folder / WEIGHTS).is_file():
         raise UserError(

@@ -115,7 +115,9 @@ def fit(
         saved = f"{progress.epoch} finished epochs are saved; run again to go on from there"
         print(f"Stopped in epoch {progress.epoch + 1}: {saved if progress.epoch else 'run again to begin anew'}.")
     except torch.cuda.OutOfMemoryError as error:
-        raise UserError(f"{accelerator.device} ran out of memory: {task.oom_advice[0]}.") from error
+        raise UserError(
+            f"{accelerator.device} ran out of memory: {task.oom_advice[0]} and start a run of another name."
+        ) from error
     finally:
         for name, module in plain.items():  # accelerate leaves its autocast in `forward`; scores are float32 everywhere
             task.modules[name] = accelerator.unwrap_model(module, keep_fp32_wrapper=False)
@@ -272,6 +274,11 @@ def _resume(
     """Take up the given or the last checkpoint; returns its step, or None for a fresh start."""
     found = checkpoint.at(start) if start is not None else checkpoint.find(run, "last")
     if found is None:
+        if any(optimizer.state_dict()["state"] for phase in phases for optimizer in phase.optimizers.values()):
+            raise UserError(
+                f"this task has been trained before, so {run.name!r} would start from its weights and not from scratch: make "
+                "the task anew (run the cell that does) and train that."
+            )
         if accelerator.is_main_process:
             history.keep_rows(run.history_file, lambda row: False)
             history.keep_rows(run.ledger_file, lambda row: False)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
+MIN_GROUPS = 6  # with fewer, the bootstrap's intervals are far too narrow to call anything better
 RESAMPLES = 2000  # of the bootstrap; the 95 % limits then move by a few per cent of their width
 
 
@@ -114,7 +115,8 @@ def summarise(metric: Metric, *, seed: int = 0) -> dict[str, Any]:
 def paired_difference(metric: Metric, other: Metric, *, seed: int = 0) -> dict[str, Any]:
     """``metric - other`` with the 95 % bootstrap interval over the groups that both were scored on.
 
-    ``is_better`` is True (False) when the interval excludes 0 on the good (bad) side, else None.
+    ``is_better`` is True (False) when the interval excludes 0 on the good (bad) side, else None; always None with
+    fewer than ``MIN_GROUPS`` groups.
 
     Raises:
         ValueError: when the two were not scored on the same number of groups and labels.
@@ -137,7 +139,7 @@ def paired_difference(metric: Metric, other: Metric, *, seed: int = 0) -> dict[s
 def _difference(value: float, resamples: NDArray[np.float64], groups: int, sign: float | None) -> dict[str, Any]:
     low, high = _interval(resamples, groups)
     is_better = None
-    if sign is not None and low is not None and (low > 0 or high < 0):
+    if groups >= MIN_GROUPS and sign is not None and low is not None and (low > 0 or high < 0):
         is_better = bool(sign * low > 0)
     return {"value": _plain(value), "ci95": [low, high], "is_better": is_better}
 

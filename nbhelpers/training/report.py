@@ -94,8 +94,8 @@ def _reference(reference: Run | None, data: Mapping[str, Any]) -> dict[str, Any]
     if reference is None:
         return None
     other = read_report(reference)
-    for key in ("sha256", "split_sha256", "scored_split", "lead_minutes"):
-        if other["data"].get(key) != data.get(key):
+    for key in data:
+        if key != "source" and other["data"].get(key) != data[key]:  # the same data may lie elsewhere
             raise UserError(
                 f"reference run {reference.folder} was scored on other data (its {key} differs): choose one on the "
                 "same data and split."
@@ -216,7 +216,7 @@ def as_markdown(report: Mapping[str, Any], headlines: Sequence[str], figures: Se
         "", "## What was scored", "",
         f"- checkpoint `{checkpoint_['path']}` ({checkpoint_['name']}, step {checkpoint_['step']}), "
         f"sha256 `{checkpoint_['sha256']}`",
-        f"- data `{data['source']}`, sha256 of catalogue and file sizes `{data['sha256']}`",
+        f"- data `{data['source']}`, sha256 `{data['sha256']}`",
         f"- split: {data['split']}",
         f"- profile {report['profile']}",
         "", "## Figures", "",

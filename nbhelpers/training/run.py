@@ -86,9 +86,13 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def architecture_hash(modules: Mapping[str, nn.Module]) -> str:
-    """sha256 over class, parameter and buffer names and shapes of every trained module."""
+    """sha256 over class, ``extra_repr`` (settings that shapes do not show) and tensor names and shapes of each module."""
     content = {
-        name: [type(module).__name__, {key: list(tensor.shape) for key, tensor in module.state_dict().items()}]
+        name: [
+            type(module).__name__,
+            module.extra_repr(),
+            {key: list(tensor.shape) for key, tensor in module.state_dict().items()},
+        ]
         for name, module in modules.items()
     }
     return _hash(content)

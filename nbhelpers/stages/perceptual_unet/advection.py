@@ -52,8 +52,7 @@ def motion_field(frames: Tensor, *, valid: Tensor | None = None) -> Tensor:
     block = max(CELL, 2**levels)
     padding = (0, -width % block, 0, -height % block)  # counts as missing, so that cells and levels nest exactly
     images, seen = F.pad(images, padding), F.pad(seen, padding)
-    full = images.shape[-2:]
-    pyramid = []
+    full, pyramid = images.shape[-2:], []
     for _ in range(levels):  # from half size: full size costs four times as much and gains nothing in rain
         share = F.avg_pool2d(seen, 2)
         images = F.avg_pool2d(images * seen, 2) / share.clamp_min(1e-6)

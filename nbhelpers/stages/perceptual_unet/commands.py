@@ -14,4 +14,5 @@ __all__ = ["Config", "Task", "simulate", "write_forecasts"]
 
 def simulate(data_dir: Path, *, profile: str, seed: int) -> Path:
     """Write simulated storms of the profile's size in SEVIR's format; returns the catalogue."""
-    return simulate_storms(data_dir, **SIMULATED[profile], seed=seed)
+    much = SIMULATED[profile]
+    return simulate_storms(data_dir, n_events=much["n_events"], size=much["size"], n_frames=much["n_frames"], seed=seed)

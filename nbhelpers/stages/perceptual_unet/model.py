@@ -52,6 +52,10 @@ class UNet2D(nn.Module):
             nn.init.zeros_(self.head.weight)
             nn.init.zeros_(self.head.bias)  # type: ignore[arg-type]
 
+    def extra_repr(self) -> str:
+        """What no shape of a weight shows; part of the architecture hash."""
+        return f"depth={self.depth}, residual={self.residual}"
+
     def forward(self, frames: Tensor, guess: Tensor | None = None) -> Tensor:
         """``(B, n_in, H, W)`` scaled frames in time order → ``(B, n_out, H, W)``, not clipped.
 

@@ -158,7 +158,8 @@ class NowcastTask:
         return forecast(batch.frames.to(self.device), self.config.n_in, self.config.n_out)
 
     def evaluate(self, split: str, predictor: Predictor | None = None) -> Evaluation:
-        scores = Verification(self.leads, self.lpips)
+        # The raw perceptual term is followed on validation, to be read beside its value in training.
+        scores = Verification(self.leads, self.lpips, perceptual=self.perceptual if split == "val" else None)
         for batch in self.batches(split, epoch=0):
             observed = batch.frames[:, self.config.n_in :].to(self.device)
             scores.accumulate((predictor or self.forecast)(batch), observed, batch.events)

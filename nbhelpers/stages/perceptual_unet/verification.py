@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,7 +20,7 @@ from nbhelpers.stages.perceptual_unet.contingency import (
 )
 from nbhelpers.stages.perceptual_unet.data import VIL
 from nbhelpers.stages.perceptual_unet.image_scores import fine_power, fss_sums, ssim
-from nbhelpers.stages.perceptual_unet.losses import Lpips
+from nbhelpers.stages.perceptual_unet.losses import Lpips, PerceptualLoss
 from nbhelpers.training.metrics import Metric, mean_metric, ratio
 from nbhelpers.training.task import Evaluation
 
@@ -42,11 +42,12 @@ class Verification:
     Args:
         leads: minutes ahead of each forecast frame.
         lpips: the feature distance to report; it comes under the key that it names itself.
+        perceptual: a loss term whose raw value is wanted as well, under the key ``perceptual``.
     """
 
-    def __init__(self, leads: Sequence[int], lpips: Lpips):
+    def __init__(self, leads: Sequence[int], lpips: Lpips, *, perceptual: PerceptualLoss | None = None):
         self.labels = tuple(f"{minutes} min" for minutes in leads)
-        self.lpips = lpips
+        self.lpips, self.perceptual = lpips, perceptual
         self._events: dict[str, _Sums] = defaultdict(_Sums)
         self._ranges: dict[str, tuple[float, float]] = {}
 
@@ -83,6 +84,9 @@ class Verification:
             "lpips": torch.stack([self.lpips(forecast, target, valid), ones], -1),
             "rapsd_ratio": torch.stack([fine_power(forecast), fine_power(target)], -1),
         }
+        if self.perceptual is not None:
+            frames = [self.perceptual.against(y, m)(x) for x, y, m in _frame_by_frame(forecast, target, valid)]
+            scalars["perceptual"] = torch.stack([torch.stack(frames).reshape(n_pixels.shape), ones], -1)
         for size in FSS_SIZES:
             scalars[f"fss_{FSS_THRESHOLD}_{size}"] = fss_sums(
                 levels >= FSS_THRESHOLD, torch.where(valid, observed, 0) >= FSS_THRESHOLD, size
@@ -116,6 +120,8 @@ class Verification:
                 stacked("rapsd_ratio"), ratio, self.labels, "one", "power at wavelengths <= 8 px, forecast/observed"
             ),
         }
+        if self.perceptual is not None:
+            metrics["perceptual"] = mean("perceptual", "lower", f"raw feature MSE, {self.perceptual.weights}")
         for size in FSS_SIZES:
             name = f"fss_{FSS_THRESHOLD}_{size}"
             metrics[name] = Metric(
@@ -126,6 +132,11 @@ class Verification:
         for size in POOLS:
             metrics |= pooled_metrics(histograms[size], self.labels, size)
         return Evaluation(metrics, dict(self._ranges))
+
+
+def _frame_by_frame(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """``(1, 1, H, W)`` pieces of ``(B, T, H, W)`` tensors, sample by sample and lead by lead."""
+    return zip(*(tensor.flatten(0, 1)[:, None, None].unbind() for tensor in tensors), strict=True)
 
 
 def _add(store: dict, key: object, value: NDArray) -> None:
