@@ -41,7 +41,7 @@ seconds = side_by_side({"from_cache": from_cache, "read_each_time": read_each_ti
 record(
     "loader",
     {
-        "what": f"{len(drawn)} windows of {n_frames} x {config.crop} x {config.crop} from events of {shape}, one thread",
+        "what": f"{len(drawn)} windows of {n_frames} x {config.crop} x {config.crop} from events of {shape}",
         "seconds": seconds,
         "windows_per_second_from_cache": len(drawn) / seconds["from_cache"],
         "ratio": seconds["read_each_time"] / seconds["from_cache"],

@@ -194,7 +194,7 @@ def _train(arguments: argparse.Namespace) -> int:
     config = config.replace(given, source="the command line")
 
     task = stage.Task(config, getattr(arguments, "data_dir", _simulated_dir(arguments.stage, profile)))
-    for remark in task.remarks():
+    for remark in [*task.remarks(), *stage.advice(task)]:
         print(f"NOTE {remark}")
     output_dir = getattr(arguments, "output_dir", runtime.workspace().output_dir)
     start = None if arguments.resume in ("auto", "never") else Path(arguments.resume)
@@ -263,9 +263,10 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _print_summary(report: dict[str, Any], folder: Path) -> None:
+    from nbhelpers.training.task import Gate
+
     verdict = report["verdict"]
     for gate in report["gates"]:
-        print(f"{'PASS' if gate['passed'] else 'FAIL'}  {gate['name']} ({gate['value']})")
-    print(
-        f"Verdict: {verdict['name']}. {verdict['meaning']}\nNext: {verdict['next_step']}\nReport: {folder / 'report.md'}"
-    )
+        print(Gate(**gate))
+    print(f"Verdict: {verdict['name']}. {verdict['meaning']}\nNext: {verdict['next_step']}")
+    print(f"Report: {folder / 'report.md'}")

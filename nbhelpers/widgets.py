@@ -81,8 +81,9 @@ class LossBalance:
         knob, rows = self.knob, self._balance(self.config)
         value = getattr(self.config, knob.field)
         parts = [
-            f"<div style='font:13px sans-serif;max-width:680px'><div style='margin:2px 0 6px 0'><b>{html.escape(knob.label)} = "
-            f"{value:.4g}</b> &nbsp; {_judgement(rows, self._judged)}</div>",
+            "<div style='font:13px sans-serif;max-width:680px'>",
+            f"<div style='margin:2px 0 6px 0'><b>{html.escape(knob.label)} = {value:.4g}</b> &nbsp; ",
+            f"{_judgement(rows, self._judged)}</div>",
             self._strip(knob),
             _bars("share of the loss value", rows, "value_share"),
             _bars("share of the gradient", rows, "grad_share"),
@@ -98,7 +99,8 @@ class LossBalance:
             config = self.config.replace({knob.field: knob.at((index + 0.5) / STRIP_STEPS)}, source="the panel")
             share = _share(self._balance(config), self._judged)
             cells.append(f"<span style='flex:1;background:{_zone_colour(share)}'></span>")
-        here = f"<div style='position:absolute;left:{100 * knob.fraction(getattr(self.config, knob.field)):.1f}%;top:-3px;width:2px;height:16px;background:#000'></div>"
+        left = 100 * knob.fraction(getattr(self.config, knob.field))
+        here = f"<div style='position:absolute;left:{left:.1f}%;top:-3px;width:2px;height:16px;background:#000'></div>"
         marked = ""
         if knob.marked is not None:
             low, high = (100 * knob.fraction(edge) for edge in knob.marked)
@@ -115,8 +117,9 @@ class LossBalance:
             )
         )
         return (
-            f"<div style='width:560px'><div style='position:relative;display:flex;height:10px'>{''.join(cells)}{here}</div>{marked}</div>"
-            f"<div style='font-size:10px;margin:4px 0 8px 0'>gradient share of {html.escape(self._judged)}: {legend}</div>"
+            "<div style='width:560px'><div style='position:relative;display:flex;height:10px'>"
+            f"{''.join(cells)}{here}</div>{marked}</div><div style='font-size:10px;margin:4px 0 8px 0'>"
+            f"gradient share of {html.escape(self._judged)}: {legend}</div>"
         )
 
 
@@ -169,8 +172,8 @@ def _bars(title: str, rows: Sequence[Contribution], key: str) -> str:
         for row, colour in zip(rows, TERM_COLOURS, strict=False)
     )
     return (
-        f"<div style='font-size:11px'>{title}</div><div style='display:flex;width:560px;height:14px;background:#eee;margin-bottom:4px'>"
-        f"{pieces}</div>"
+        f"<div style='font-size:11px'>{title}</div>"
+        f"<div style='display:flex;width:560px;height:14px;background:#eee;margin-bottom:4px'>{pieces}</div>"
     )
 
 

@@ -214,8 +214,10 @@ widgets.show(figures.spectrum_figure(task))
 # Computed from the numbers above.
 
 # %%
+from nbhelpers.training.task import Gate
+
 for gate in report["gates"]:
-    print("PASS" if gate["passed"] else "FAIL", "|", gate["name"], "|", gate["value"])
+    print(Gate(**gate))
 print(f"\n{report['verdict']['name'].upper()}: {report['verdict']['meaning']}\nNext: {report['verdict']['next_step']}")
 
 # %% [markdown]

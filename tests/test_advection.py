@@ -75,6 +75,14 @@ def test_known_shift_of_real_radar(real_data: Path, event: int, velocity: tuple[
     assert wrong.square().mean().sqrt() < 0.05 and wrong.quantile(0.97) < 0.1
 
 
+def test_two_frames_and_large_displacements_of_real_radar(real_data: Path) -> None:
+    for event, velocity, frames in ((1, (3.3, -1.7), 2), (10, (12.0, -0.5), 3), (10, (12.0, -0.5), 12)):
+        still, _ = events(real_data, [event], slice(10, 11))
+        video = moving(still[0, 0], velocity, frames, size=336)
+        wrong = error(motion_field(video), velocity, video[0, -1] > WET)
+        assert wrong.square().mean().sqrt() < 0.05 and wrong.quantile(0.97) < 0.1
+
+
 def test_rotation() -> None:
     big, size, turn = rain(256, seed=3), 160, 0.03
     offsets = torch.arange(size) - (size - 1) / 2
@@ -97,6 +105,22 @@ def test_noise_growth_and_decay_do_not_spoil_the_motion() -> None:
     frames = ((frames * trend + 0.03 * noise) * (frames > 0)).clamp(0, 1)
     wrong = error(motion_field(frames), (4.0, -3.0), frames[0, -1] > WET)
     assert wrong.square().mean().sqrt() < 0.15
+
+
+def test_a_cell_born_in_between_hardly_disturbs_the_motion_around() -> None:
+    frames = moving(rain(256, seed=1), (3.3, -1.7), frames=4, size=128)
+    y, x = torch.meshgrid(torch.arange(128) - 64, torch.arange(128) - 64, indexing="ij")
+    cell = torch.exp(-(x**2 + y**2) / (2 * 10**2))  # stands still and grows to 0.8
+    frames = torch.maximum(frames, torch.tensor([0.0, 0.2, 0.5, 0.8]).view(4, 1, 1) * cell)
+    assert error(motion_field(frames), (3.3, -1.7), x == x).square().mean().sqrt() < 0.385
+
+
+def test_a_straight_band_moves_across_itself() -> None:
+    y, x = torch.meshgrid(torch.arange(128.0), torch.arange(128.0), indexing="ij")
+    frames = torch.stack([torch.exp(-(((0.8 * (x - 3 * t) + 0.6 * y - 60) / 6) ** 2) / 2) for t in range(4)])[None]
+    motion = motion_field(frames)[0][:, frames[0, -1] > WET]
+    across, along = 0.8 * motion[0] + 0.6 * motion[1], 0.8 * motion[1] - 0.6 * motion[0]
+    assert (across - 0.8 * 3).abs().max() < 0.05 and along.abs().max() < 1  # no texture tells how it moves along
 
 
 def test_dry_frames_stand_still() -> None:
@@ -125,6 +149,10 @@ def test_missing_sector_neither_stops_nor_creates_motion() -> None:
     holed = frames.where(valid, torch.nan)  # whatever stands in the missing pixels is not looked at
     assert error(motion_field(holed, valid=valid), (3.3, -1.7), frames[0, -1] > WET).max() < 0.1
     assert advection_nowcast(holed, 6, valid=valid).isfinite().all()
+
+    columns = (torch.arange(128) % 32 > 10).expand_as(frames)  # edges of missing areas are no texture
+    wrong = error(motion_field(0.4 + frames / 2, valid=columns), (3.3, -1.7), columns[0, 0])
+    assert wrong.square().mean().sqrt() < 0.2
 
     still = frames[:, :1].expand(-1, 6, -1, -1)
     blinking = valid.clone()

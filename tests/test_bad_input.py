@@ -29,7 +29,7 @@ SETTINGS = {
     "n_in": 2,
     "n_out": 1,
     "crop": 32,
-    "windows_per_event": 1,
+    "windows_per_epoch": 4,
     "eval_windows": 1,
     "base_channels": 4,
     "depth": 1,
@@ -221,7 +221,6 @@ def test_damage_that_appears_during_a_run_costs_only_what_is_not_yet_done(
     assert len(json.loads((folder / "runs/done/report.json").read_text())["metrics"]) > 10
 
 
-@pytest.mark.xfail(strict=True, reason="a loader's worker hands its error over as a traceback of many lines")
 def test_an_error_in_a_loader_process_is_one_sentence_too(folder: Path, sentence: Callable[[list[str]], str]) -> None:
     rewrite(folder, id=IDS, vil=np.full(SHAPE, 255, "u1"))
     assert "holds nothing but 255" in sentence(command(folder, "new", num_workers=1))
@@ -245,8 +244,11 @@ def test_a_run_folder_with_other_settings_is_refused_and_left_as_it_is(
     assert fingerprint(folder) == before
 
 
-def test_a_run_folder_with_other_data_is_refused(folder: Path, sentence: Callable[[list[str]], str]) -> None:
-    sevir.write_sevir(folder / "data", sevir.storms(6, n_frames=6))
+@pytest.mark.parametrize(("n_events", "storage"), [(6, {}), (5, {"compression": 4})])
+def test_a_run_folder_with_other_data_is_refused(
+    folder: Path, sentence: Callable[[list[str]], str], n_events: int, storage: dict[str, Any]
+) -> None:
+    sevir.write_sevir(folder / "data", sevir.storms(n_events, n_frames=6), **storage)
     before = fingerprint(folder)
     assert "the data hash" in sentence(command(folder, "done"))
     assert fingerprint(folder) == before

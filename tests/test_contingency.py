@@ -55,6 +55,12 @@ def test_every_grey_level_survives_the_way_through_the_model_units() -> None:
     assert torch.equal(cont.to_levels(grey.float() * (1 / 255))[valid], grey[valid])
 
 
+def test_values_between_two_levels_go_to_the_nearer_one() -> None:
+    grey = torch.arange(1, 254)
+    for offset in (-0.49, -0.25, 0.25, 0.49):
+        assert torch.equal(cont.to_levels(((grey + offset) / 255).view(1, 1, 11, 23)).flatten().long(), grey)
+
+
 @pytest.mark.parametrize("threshold", THRESHOLDS)
 def test_at_every_threshold_every_level_falls_on_its_own_side(threshold: int) -> None:
     grey = torch.arange(255, dtype=torch.uint8).view(255, 1, 1, 1)  # one frame a level

@@ -125,7 +125,7 @@ def test_an_epoch_reads_each_event_once_however_small_the_cache(
     found = data.read_catalogue(tmp_path)
     reads = _count_reads(monkeypatch)
     cache = data.EventCache(int(room * 1.5) * events["R00"].nbytes)
-    config = Config(n_in=3, n_out=2, crop=0, windows_per_event=4)
+    config = Config(n_in=3, n_out=2, crop=0, windows_per_epoch=6 * 4)
     for epoch in range(2):
         del reads[:]
         group = cache.events_that_fit(found, (32, 32))

@@ -230,9 +230,18 @@ def test_one_lead_time() -> None:
     assert set(judged({"mse": gain, "csi_74": gain}, leads=[10]).values()) == {True}
 
 
-def test_one_event_decides_nothing() -> None:
-    gain = steady(0.01, n=1)
-    assert set(judged({"mse": gain, "csi_74": gain}).values()) == {None}
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_a_handful_of_events_decides_nothing(n: int) -> None:
+    for gain in (steady(0.01, n=n), steady(-0.01, n=n)):
+        assert set(judged({"mse": gain, "csi_74": gain}).values()) == {None}
+    assert set(judged({"mse": steady(0.01, n=6), "csi_74": steady(0.01, n=6)}).values()) == {True}
+    rep = report(0.9, 0.1, data=ELSEWHERE)
+    rep["metrics"]["mse"]["n"] = n
+    found = verdict(rep, history(20), None)
+    assert found.name == "undecided" and f"n = {n} events" in found.meaning
+
+
+def test_a_lead_time_without_a_score_is_not_decided() -> None:
     mixed = steady(0.01)
     mixed[:, 1] = np.nan  # at 10 min nothing could be scored
     found = judged({"mse": mixed, "csi_74": steady(0.01)})
@@ -243,7 +252,7 @@ def test_one_event_decides_nothing() -> None:
 
 @pytest.mark.parametrize(("share", "passed"), [(0.0099, False), (0.01, True), (0.5, True)])
 def test_the_share_of_the_perceptual_term_is_a_gate(share: float, passed: bool) -> None:
-    rep = {"ledger": {"perceptual": {"grad_share": share}}, "data": {"lead_minutes": [5]}, "metrics": {"mse": {"n": 3}}}
+    rep = {"ledger": {"perceptual": {"grad_share": share}}, "data": {"lead_minutes": [5]}, "metrics": {"mse": {"n": 9}}}
     better = {"mse": {"model_minus_this": {"is_better": True, "value": -1.0, "ci95": [-2.0, -0.5]}}}
     rep["baselines"] = {null: better for null in NULLS}
     assert [gate.passed for gate in gates(rep) if "has a say" in gate.name] == [passed]

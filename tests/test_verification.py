@@ -13,7 +13,7 @@ from torch import Tensor
 from nbhelpers.stages.perceptual_unet.contingency import max_pool, to_levels
 from nbhelpers.stages.perceptual_unet.data import MISSING, THRESHOLDS
 from nbhelpers.stages.perceptual_unet.image_scores import fine_power, fss_sums, ssim
-from nbhelpers.stages.perceptual_unet.losses import Lpips
+from nbhelpers.stages.perceptual_unet.losses import Lpips, PerceptualLoss
 from nbhelpers.stages.perceptual_unet.verification import Verification
 from nbhelpers.training.metrics import summarise
 from nbhelpers.training.task import Evaluation
@@ -130,6 +130,21 @@ def test_scores_of_whole_frames_see_equal_pixels_where_nothing_was_measured(
     for size in (1, 4, 16):
         sums = fss_sums(to_levels(shown) >= 74, to_levels(truth) >= 74, size).double().sum((0, 1))
         assert metrics[f"fss_74_{size}"].value == pytest.approx(float(1 - sums[0] / sums[1]), rel=1e-5)
+
+
+def test_the_raw_perceptual_term_is_the_mean_over_frames_of_the_loss(
+    lpips: Lpips, forecast: Tensor, observed: Tensor
+) -> None:
+    loss = PerceptualLoss("squeeze", "random")
+    verification = Verification(LEADS, lpips, perceptual=loss)
+    verification.accumulate(forecast, observed, EVENTS)
+    metrics = verification.compute().metrics
+    truth = torch.where(observed != MISSING, observed / 255, 0.0)
+    with torch.no_grad():
+        expected = loss.against(truth, observed != MISSING)(forecast.clamp(0, 1))
+    assert metrics["perceptual"].value == pytest.approx(float(expected), rel=1e-5)
+    assert metrics["perceptual"].better == "lower" and "random" in metrics["perceptual"].units
+    assert set(metrics) - {"perceptual"} == set(score(lpips, forecast, observed).metrics)
 
 
 def test_groups_are_events_and_lead_times_stay_apart(lpips: Lpips, forecast: Tensor, observed: Tensor) -> None:

@@ -13,6 +13,7 @@ import torch
 from nbhelpers.core.errors import UserError
 from nbhelpers.stages.perceptual_unet import data, windows
 from nbhelpers.stages.perceptual_unet.config import Config
+from nbhelpers.stages.perceptual_unet.task import NowcastTask
 from nbhelpers.stages.perceptual_unet.windows import Split, Window
 
 
@@ -41,9 +42,10 @@ def test_sevirs_official_split_is_by_date() -> None:
 
 
 def test_the_first_of_june_belongs_to_the_test_split() -> None:
-    days = [("A", "2019-05-20"), ("B", "2019-05-30"), ("C", "2019-05-31"), ("D", "2019-06-01")]
-    split = windows.split_events([sevir.event(id, day=day) for id, day in days])
-    assert ids_of(split) == {"train": ["A", "B"], "val": ["C"], "test": ["D"]}
+    events = [*on_days("2019-05-22", 10, every=1), sevir.event("R99", day="2019-06-01")]
+    days = days_of(windows.split_events(events))
+    assert days["test"] == {date(2019, 6, 1)}
+    assert days["val"] == {date(2019, 5, 31)}
 
 
 @pytest.mark.parametrize("n_days", [3, 5, 8, 40])
@@ -123,7 +125,7 @@ def test_random_windows_are_a_pure_function_of_seed_and_epoch() -> None:
 
 
 def test_random_windows_reach_every_start_corner_and_symmetry_and_stay_inside() -> None:
-    config = Config(n_in=12, n_out=6, crop=60, windows_per_event=400)
+    config = Config(n_in=12, n_out=6, crop=60, windows_per_epoch=6 * 400)
     drawn = draw(config, shape=(64, 62))
     assert len(drawn) == 6 * 400
     assert {w.start for w in drawn} == set(range(49 - 18 + 1))
@@ -133,13 +135,13 @@ def test_random_windows_reach_every_start_corner_and_symmetry_and_stay_inside() 
 
 
 def test_a_crop_larger_than_the_frames_means_whole_frames() -> None:
-    drawn = draw(Config(crop=256, windows_per_event=50), shape=(64, 48))
+    drawn = draw(Config(crop=256, windows_per_epoch=6 * 50), shape=(64, 48))
     assert {w.crop for w in drawn} == {0}
     assert {w.symmetry for w in drawn} == {0, 1, 2, 3}  # swapped rows and columns would change the shape
 
 
 def test_windows_of_a_group_of_events_come_together() -> None:
-    drawn = draw(Config(crop=40, windows_per_event=5), group=2)
+    drawn = draw(Config(crop=40, windows_per_epoch=6 * 5), group=2)
     groups = [{w.event.id for w in drawn[i : i + 10]} for i in range(0, 30, 10)]
     assert [len(group) for group in groups] == [2, 2, 2]
     assert len(set.union(*groups)) == 6
@@ -175,7 +177,7 @@ def test_frames_of_rectangular_events_with_a_wider_step(tmp_path: Path, step: in
     events = sevir.storms(3, n_frames=36, height=32, width=40)
     sevir.write_sevir(tmp_path, events, step=2)
     found = data.read_catalogue(tmp_path)
-    config = Config(n_in=4, n_out=3, step_minutes=step, crop=0, windows_per_event=6)
+    config = Config(n_in=4, n_out=3, step_minutes=step, crop=0, windows_per_epoch=3 * 6)
     stride = (step or 2) // 2
     drawn = windows.random_windows(found, config, epoch=0, shape=(32, 40), group=3)
     assert {w.stride for w in drawn} == {stride}
@@ -216,10 +218,59 @@ def test_batches_do_not_depend_on_the_number_of_workers(tmp_path: Path) -> None:
     found = data.read_catalogue(tmp_path)
     batches = []
     for workers in (0, 2):
-        config = Config(n_in=3, n_out=2, crop=32, windows_per_event=3, num_workers=workers)
+        config = Config(n_in=3, n_out=2, crop=32, windows_per_epoch=5 * 3, num_workers=workers)
         drawn = windows.random_windows(found, config, epoch=1, shape=(32, 32), group=2)
         batches.append(list(windows.loader(drawn, config, data.EventCache(10**9), batch_size=4)))
     assert [b.events for b in batches[0]] == [b.events for b in batches[1]]
     assert [len(b.events) for b in batches[0]] == [4, 4, 4, 3]
     for mine, theirs in zip(*batches, strict=True):
         assert torch.equal(mine.frames, theirs.frames)
+
+
+def make_task(folder: Path, **changes: object) -> NowcastTask:
+    settings = {"n_in": 3, "n_out": 2, "crop": 0, "windows_per_epoch": 12, "base_channels": 4, "depth": 1}
+    settings |= {"lambda_perc": 0.0, "lpips_net": "squeeze", "lpips_weights": "random", "first_guess": "persistence"}
+    return NowcastTask(Config.for_profile("t4", **settings, **changes), folder)
+
+
+def test_the_task_reads_each_event_once_an_epoch_however_small_its_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = sevir.storms(9)
+    sevir.write_sevir(tmp_path, events)
+    reads, read = [], data.read_event
+    monkeypatch.setattr(data, "read_event", lambda event: reads.append(event.id) or read(event))
+    task = make_task(tmp_path, cache_gb=2.5 * events["R00"].nbytes / 1e9)
+    task.describe_data()
+    assert reads == []  # headers only, until the first batch
+    for epoch in range(2):
+        for split in ("train", "val", "test"):
+            del reads[:]
+            batches = list(task.batches(split, epoch))
+            assert {id for batch in batches for id in batch.events} == {e.id for e in task.split.events[split]}
+            assert len(reads) == len(set(reads)) <= len(task.split.events[split])
+
+
+def test_the_task_draws_the_same_windows_for_the_same_epoch_only(tmp_path: Path) -> None:
+    sevir.write_sevir(tmp_path, sevir.storms(9))
+    one, other = make_task(tmp_path), make_task(tmp_path)
+
+    def frames(task: NowcastTask, split: str, epoch: int) -> torch.Tensor:
+        return torch.cat([batch.frames for batch in task.batches(split, epoch)])
+
+    assert torch.equal(frames(one, "train", 0), frames(other, "train", 0))
+    assert not torch.equal(frames(one, "train", 0), frames(one, "train", 1))
+    assert torch.equal(frames(one, "val", 0), frames(other, "val", 1))
+
+
+@pytest.mark.parametrize(("metric", "mode"), [("csi_74", "max"), ("ssim", "max"), ("mse", "min"), ("lpips", "min")])
+def test_the_best_checkpoint_is_the_best(tmp_path: Path, metric: str, mode: str) -> None:
+    sevir.write_sevir(tmp_path, sevir.storms(3))
+    assert make_task(tmp_path, monitor=metric).monitor.mode == mode
+
+
+def test_a_random_feature_distance_is_better_when_small(tmp_path: Path) -> None:
+    sevir.write_sevir(tmp_path, sevir.storms(3))
+    task = make_task(tmp_path, monitor="feature_distance_random")
+    better = task.evaluate("val").metrics["feature_distance_random"].better
+    assert (task.monitor.mode, better) == ("min", "lower")

@@ -12,6 +12,10 @@ class UserError(Exception):
 
     exit_code = 2
 
+    def __init__(self, sentence: str):
+        # A loader's worker hands its error over wrapped in a traceback, as text; the sentence stands at its end.
+        super().__init__(sentence.rpartition(f"{__name__}.UserError: ")[2].strip())
+
     def _render_traceback_(self) -> list[str]:
         """IPython's hook for exceptions that bring their own rendering."""
         return [f"{type(self).__name__}: {self}"]

@@ -276,8 +276,8 @@ def _resume(
     if found is None:
         if any(optimizer.state_dict()["state"] for phase in phases for optimizer in phase.optimizers.values()):
             raise UserError(
-                f"this task has been trained before, so {run.name!r} would start from its weights and not from scratch: make "
-                "the task anew (run the cell that does) and train that."
+                f"this task has been trained before, so {run.name!r} would start from its weights and not from "
+                "scratch: make the task anew (run the cell that does) and train that."
             )
         if accelerator.is_main_process:
             history.keep_rows(run.history_file, lambda row: False)

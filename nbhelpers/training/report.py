@@ -15,7 +15,7 @@ from nbhelpers.training import checkpoint, history
 from nbhelpers.training.ledger_figure import ledger_figure
 from nbhelpers.training.metrics import Metric, paired_difference, summarise
 from nbhelpers.training.run import Run, read_json, write_json
-from nbhelpers.training.task import Task
+from nbhelpers.training.task import Gate, Task
 
 
 def make_report(
@@ -175,8 +175,7 @@ def as_markdown(report: Mapping[str, Any], headlines: Sequence[str], figures: Se
         "## Gates",
         "",
     ]
-    state = {True: "PASS", False: "FAIL", None: "not decided"}
-    lines += [f"- {state[gate['passed']]}: {gate['name']} ({gate['value']})" for gate in report["gates"]]
+    lines += [f"- {Gate(**gate)}" for gate in report["gates"]]
     n = next(iter(report["metrics"].values()))["n"]
     lines += [
         "",

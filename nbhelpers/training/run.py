@@ -86,7 +86,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def architecture_hash(modules: Mapping[str, nn.Module]) -> str:
-    """sha256 over class, ``extra_repr`` (settings that shapes do not show) and tensor names and shapes of each module."""
+    """sha256 over class, ``extra_repr`` (what shapes do not show) and tensor names and shapes of each module."""
     content = {
         name: [
             type(module).__name__,

@@ -79,6 +79,10 @@ class Gate:
     passed: bool | None
     value: str  # the numbers it was decided on, in words
 
+    def __str__(self) -> str:
+        state = {True: "PASS", False: "FAIL", None: "not decided"}[self.passed]
+        return f"{state}: {self.name} ({self.value})"
+
 
 @dataclass(frozen=True)
 class Verdict:

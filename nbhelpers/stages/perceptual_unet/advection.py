@@ -33,7 +33,7 @@ TAILS = (1.0, 0.2, 0.04, 0.008)  # weights of the windows: sigma 1, 2 and 4 time
 COARSEST = 16  # px: the pyramid ends at images of about this size
 PASSES = 4  # warps per pyramid level
 RESIDUAL = 0.2  # grey level / 255: larger residuals (growth, decay, clutter) lose weight (Cauchy)
-RIDGE = 1e-3  # pull of a window with texture in one direction only towards the motion of the domain
+RIDGE = 1e-2  # pull of a window with texture in one direction only towards the motion of the domain
 KNOWN = 0.99  # share of observed area from which an averaged or interpolated pixel counts as observed
 
 
@@ -49,25 +49,31 @@ def motion_field(frames: Tensor, *, valid: Tensor | None = None) -> Tensor:
     images, seen = images[:, -FRAMES:], seen[:, -FRAMES:]
     height, width = images.shape[-2:]
     levels = max(1, round(math.log2(min(height, width) / COARSEST)))
-    block = max(CELL, 2**levels)
-    padding = (0, -width % block, 0, -height % block)  # counts as missing, so that cells and levels nest exactly
+    block = max(CELL, 2**levels)  # cells and levels nest exactly after padding, which counts as missing
+    padding = (0, -width % block, 0, -height % block)
     images, seen = F.pad(images, padding), F.pad(seen, padding)
     full, pyramid = images.shape[-2:], []
-    for _ in range(levels):  # from half size: full size costs four times as much and gains nothing in rain
-        share = F.avg_pool2d(seen, 2)
-        images = F.avg_pool2d(images * seen, 2) / share.clamp_min(1e-6)
-        seen = (share > KNOWN).to(images)
-        pyramid.append((images, -F.max_pool2d(-seen, 3, stride=1, padding=1)))  # no gradients across a mask's edge
+    for level in range(levels + 1):
+        if level:
+            share = F.avg_pool2d(seen, 2)
+            images, seen = F.avg_pool2d(images * seen, 2) / share.clamp_min(1e-6), (share > KNOWN).to(images)
+        if level or images.shape[1] < 4:  # more frames average the aliasing of half size out: full size gains nothing
+            eroded = -F.max_pool2d(-seen, 3, stride=1, padding=1)  # no gradients across the edge of a mask
+            pyramid.append((2**level, images, eroded))
     motion = images.new_zeros(len(images), 2, 1, 1)
-    for number, (images, seen) in enumerate(reversed(pyramid)):
+    for number, (scale, images, seen) in enumerate(reversed(pyramid)):
         lags = range(1, min(images.shape[1] - 1, 4**number) + 1)  # long lags once the motion is roughly known
-        for _ in range(PASSES):
-            motion = _refine(images, seen, motion, 2 ** (levels - number), lags)
+        for number_pass in range(PASSES):
+            smooth = number < len(pyramid) - 1 or number_pass < PASSES - 1
+            motion = _refine(images, seen, motion, scale, lags, smooth)
     return F.interpolate(motion, size=full, mode="bilinear")[..., :height, :width]
 
 
-def _refine(images: Tensor, seen: Tensor, motion: Tensor, scale: int, lags: range) -> Tensor:
-    """One Gauss-Newton pass on the level whose pixels are ``scale`` px wide; motion on any grid, in full-size px."""
+def _refine(images: Tensor, seen: Tensor, motion: Tensor, scale: int, lags: range, smooth: bool) -> Tensor:
+    """One Gauss-Newton pass on the level whose pixels are ``scale`` px wide; motion on any grid, in full-size px.
+
+    ``smooth``: solve for the motion itself, which the window smooths; else for its correction, which halves the error
+    that smoothing left in rotation and shear."""
     here = F.interpolate(motion, size=images.shape[-2:], mode="bilinear") / scale
     now, now_seen, grid = images[:, -1:], seen[:, -1:], _pixels(images)
     cell, terms = max(CELL, scale), []
@@ -75,18 +81,15 @@ def _refine(images: Tensor, seen: Tensor, motion: Tensor, scale: int, lags: rang
         older = torch.stack([images[:, -1 - lag], seen[:, -1 - lag]], 1)
         past, past_seen = _read(older, grid - lag * here).split(1, 1)
         residual = now - past
-        mean = F.pad((now + past) / 2, (1, 1, 1, 1), mode="replicate")
-        gx = (mean[..., 1:-1, 2:] - mean[..., 1:-1, :-2]) / 2
-        gy = (mean[..., 2:, 1:-1] - mean[..., :-2, 1:-1]) / 2
+        gy, gx = torch.gradient((now + past) / 2, dim=(-2, -1))
         # Least squares gives lag k the weight k^2; with k, long lags (precise) do not silence short ones (recent).
         weight = lag * now_seen * (past_seen > KNOWN) / (1 + (residual / RESIDUAL) ** 2)
-        # Solving for the motion, not for its correction: the window then smooths the motion itself.
-        along = gx * here[:, :1] + gy * here[:, 1:] - residual / lag
+        along = smooth * (gx * here[:, :1] + gy * here[:, 1:]) - residual / lag
         equations = weight * torch.cat([gx * gx, gx * gy, gy * gy, gx * along, gy * along], 1)
         terms.append(F.avg_pool2d(equations, cell // scale))
     sums = _windowed(torch.stack(terms).sum(0), max(WINDOW, SPREAD * scale) / cell)
     domain = _solve(sums.mean((-2, -1), keepdim=True), images.new_zeros(len(images), 2, 1, 1))
-    return _solve(sums, domain) * scale
+    return _solve(sums, domain) * scale + (0 if smooth else motion)
 
 
 def _windowed(sums: Tensor, sigma: float) -> Tensor:
@@ -147,16 +150,14 @@ def advection_nowcast(frames: Tensor, n_out: int, *, valid: Tensor | None = None
     images, seen = _checked(frames, valid)
     motion = motion_field(images, valid=seen > 0)
     last, known = _filled(images, seen, motion)
-    moved = extrapolate(last, motion, n_out, valid=known)
     held = _held_leads(images, seen, motion, min(n_out, images.shape[1] // 2))
-    lead = torch.arange(n_out, device=images.device)
-    return torch.where((lead < held[:, None])[..., None, None], last[:, None], moved)
+    early = torch.arange(n_out, device=held.device) < held[:, None]
+    return torch.where(early[..., None, None], last[:, None], extrapolate(last, motion, n_out, valid=known))
 
 
 def _filled(images: Tensor, seen: Tensor, motion: Tensor) -> tuple[Tensor, Tensor]:
     """Last frame (B, H, W), holes filled with what older frames saw and the motion brought; and where it is known."""
-    image, known = images[:, 0], seen[:, 0]
-    place = next(_departures(motion, 1))
+    image, known, place = images[:, 0], seen[:, 0], next(_departures(motion, 1))
     for t in range(1, images.shape[1]):
         moved, reached = _read(torch.stack([image, known], 1), place).unbind(1)
         image = torch.where(seen[:, t] > 0, images[:, t], (reached > 0.5) * moved / reached.clamp_min(0.5))
@@ -184,8 +185,7 @@ def _pixels(like: Tensor) -> Tensor:
 
 def _read(image: Tensor, place: Tensor, padding_mode: str = "zeros") -> Tensor:
     """Bilinear values (B, C, H, W) of ``image`` (B, C, h, w) at ``place`` (B, 2, H, W) px."""
-    size = place.new_tensor([image.shape[-1] - 1, image.shape[-2] - 1])
-    grid = place.movedim(1, -1) * (2 / size) - 1
+    grid = torch.stack([place[:, i] * (2 / (image.shape[-1 - i] - 1)) - 1 for i in (0, 1)], -1)
     return F.grid_sample(image, grid, mode="bilinear", padding_mode=padding_mode, align_corners=True)
 
 

@@ -39,8 +39,8 @@ class Config:
     max_pct_missing: float = 0.0
     # Side of the random training crops; 0 trains on whole frames.
     crop: int = 256
-    # Random windows drawn from each training event in an epoch.
-    windows_per_event: int = 8
+    # Random windows drawn in an epoch, about as many (and at least one) from each training event.
+    windows_per_epoch: int = 1600
     # Fixed windows of each validation and test event, evenly spaced in time.
     eval_windows: int = 3
     # Flip and rotate training windows by quarter turns.
@@ -89,7 +89,7 @@ class Config:
     may_change: ClassVar[frozenset[str]] = frozenset({"epochs", "num_workers", "cache_gb"})
 
     def __post_init__(self) -> None:
-        for name in ("n_in", "n_out", "windows_per_event", "eval_windows", "batch_size", "base_channels", "epochs"):
+        for name in ("n_in", "n_out", "windows_per_epoch", "eval_windows", "batch_size", "base_channels", "epochs"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}, expected at least 1.")
         for name in ("lr", "perceptual_scale", "cache_gb"):
@@ -155,16 +155,17 @@ _SMALL_NET: dict[str, Any] = {"backbone": "squeeze", "lpips_net": "squeeze"}  # 
 
 PROFILES: dict[str, dict[str, Any]] = {
     "smoke": {
-        **_SMALL_NET, "n_in": 6, "n_out": 3, "crop": 64, "windows_per_event": 8, "eval_windows": 2, "base_channels": 8,
+        **_SMALL_NET, "n_in": 6, "n_out": 3, "crop": 64, "windows_per_epoch": 80, "eval_windows": 2, "base_channels": 8,
         "depth": 3, "batch_size": 8, "epochs": 2, "max_pct_missing": 0.3, "lr": 2e-3,
     },
     "quick": {
-        **_SMALL_NET, "n_out": 6, "crop": 128, "windows_per_event": 8, "base_channels": 16, "batch_size": 8,
+        **_SMALL_NET, "n_out": 6, "crop": 128, "windows_per_epoch": 560, "base_channels": 16, "batch_size": 8,
         "epochs": 10, "max_pct_missing": 0.3,
     },
-    "t4": {"n_out": 6, "crop": 256, "windows_per_event": 8, "batch_size": 8, "epochs": 20},
+    "t4": {"n_out": 6, "crop": 256, "batch_size": 8, "epochs": 20},
     "full": {
-        "n_in": 13, "n_out": 12, "crop": 0, "windows_per_event": 8, "batch_size": 8, "epochs": 50, "cache_gb": 12.0,
+        "n_in": 13, "n_out": 12, "crop": 0, "windows_per_epoch": 20_000, "batch_size": 8, "epochs": 50,
+        "cache_gb": 12.0,
     },
 }  # fmt: skip
 

@@ -37,8 +37,7 @@ WHO = {
 
 def show_levels(axes: Axes, levels: NDArray[np.uint8], *, title: str = "") -> AxesImage:
     """Draw ``(H, W)`` grey levels; missing pixels are grey."""
-    palette = ListedColormap(list(COLOURS))
-    palette.set_bad(MISSING_COLOUR)
+    palette = ListedColormap(list(COLOURS)).with_extremes(bad=MISSING_COLOUR)
     masked = np.ma.masked_equal(levels, MISSING)
     image = axes.imshow(masked, cmap=palette, norm=BoundaryNorm(LEVELS, palette.N), interpolation="nearest")
     axes.set_title(title, fontsize=9)

@@ -312,19 +312,19 @@ def simulate_event(*, seed: int, index: int, size: int, n_frames: int, step_minu
     # Anvils lag behind a line, which runs ahead, and stream ahead of other cells, whose steering level lies lower.
     shear = flow.mean * (rng.uniform(-0.3, 0.0) if regime.lines else rng.uniform(0.0, 0.4))
     threshold = regime.threshold + rng.normal(0.0, 0.15)
-    trend = rng.normal(0.0, 1.0) / 240.0  # of the threshold, standard deviations per minute
+    trend = rng.normal(0.0, 1.8) / 240.0  # of the threshold, standard deviations per minute
     radar = rng.uniform(0, size, 2)
     clutter_probability = 0.25 * np.exp(-((grid - radar) ** 2).sum(-1) / (2 * 18.0**2))
     frames = np.empty((n_frames, size, size), np.uint8)
     for t, (noise, label, place) in enumerate(islice(zip(texture, labels, places, strict=True), n_frames)):
         now = t * step_minutes
         rain, fine, warp_y, warp_x = _sample(noise, label)
-        excess = np.maximum(rain + 0.05 * fine + 0.45 * growth - threshold - trend * (now - duration / 2), 0)
+        excess = np.maximum(rain + 0.05 * fine + 0.6 * growth - threshold - trend * (now - duration / 2), 0)
         stratiform = 0.6 * np.expm1(2.2 * np.tanh(excess / 2.2))  # log-normal, levelling off near 5 kg m⁻²
         core, anvil = _render(cells, place, now, size=size, shear=shear)
         warped = np.stack((grid[..., 0] + warp_y, grid[..., 1] + warp_x))
         core, anvil = _sample(np.stack((core, anvil), axis=-1), warped, wrap=False)
-        anvil = np.maximum(anvil * np.exp(0.5 * rain + 0.08 * fine + 0.4 * growth) - 0.15, 0)
+        anvil = np.maximum(anvil * np.exp(0.5 * rain + 0.08 * fine + 0.5 * growth) - 0.15, 0)
         vil = stratiform + anvil + core * np.exp(0.6 * fine + 0.4 * growth)
         level = vil_level(vil)
         level += (level > 0) * rng.normal(0, 1.5, level.shape)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 STAGE = "perceptual-unet"
 EVAL_BATCH = 4  # whole frames at once while scoring
 GB = 1_000_000_000
-LOWER_IS_BETTER = ("mse", "mae", "lpips", "feature_distance_random")
+LOWER_IS_BETTER = ("mse", "mae", "lpips", "feature_distance_random", "perceptual")
 
 
 class NowcastTask:
@@ -96,9 +96,9 @@ class NowcastTask:
 
     def _phase(self, unet: nn.Module) -> Phase:
         optimizer = torch.optim.Adam(unet.parameters(), lr=self.config.lr)
-        steps = self.config.epochs * math.ceil(
-            len(self.split.events["train"]) * self.config.windows_per_event / self.config.batch_size
-        )
+        n_events = len(self.split.events["train"])
+        drawn = n_events * windows.windows_per_event(self.config, n_events)
+        steps = self.config.epochs * math.ceil(drawn / self.config.batch_size)
         schedulers = {}
         if self.config.cosine:
             schedulers["unet"] = LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(step / steps, 1))))

@@ -8,10 +8,12 @@ from statistics import median
 from typing import Any
 
 from nbhelpers.core.errors import UserError
+from nbhelpers.training.metrics import MIN_GROUPS
 from nbhelpers.training.task import Gate, Verdict
 
 BLOW_UP = 10  # times the median training loss of the epochs before: no longer noise
 INERT_SHARE = 0.01  # of the gradient; below it a term changes nothing that one could measure
+DROWNING_SHARE = 0.9  # of the gradient; above it the other terms have no say
 ADVECTION_GAP = 10  # minutes; shorter leads belong to persistence
 REFERENCE_CSI, REFERENCE_LPIPS = 0.95, 0.87  # of the λ = 0 run's
 HEADLINE = "csi_74"
@@ -38,16 +40,22 @@ def _beats(report: Mapping[str, Any], null: str, metric: str, leads: Sequence[in
     results = {lead: by_lead[f"{lead} min"] for lead in leads}
     worst = [f"{lead} min {_signed(entry)}" for lead, entry in results.items() if entry["is_better"] is not True]
     n = report["metrics"][metric]["n"]
-    value = "; ".join(worst) if worst else f"all {len(leads)} lead times, n = {n} events"
     name = f"{metric} better than {null} at every lead time" + ("" if metric == "mse" else f" from {leads[0]} min")
-    undecided = all(entry["is_better"] is True or entry["ci95"][0] is None for entry in results.values())
-    return Gate(name, True if not worst else None if undecided else False, value)
+    if n < MIN_GROUPS:
+        return Gate(name, None, _too_few(n))
+    value = "; ".join(worst) if worst else f"all {len(leads)} lead times, n = {n} events"
+    undefined = all(entry["is_better"] is True or entry["ci95"][0] is None for entry in results.values())
+    return Gate(name, True if not worst else None if undefined else False, value)
+
+
+def _too_few(n: int) -> str:
+    return f"n = {n} events, at least {MIN_GROUPS} are needed to tell"
 
 
 def _signed(entry: Mapping[str, Any]) -> str:
     low, high = entry["ci95"]
     if low is None:
-        return "undefined (too few events)"
+        return "undefined"
     return f"{entry['value']:+.4f} [{low:+.4f}, {high:+.4f}]"
 
 
@@ -101,6 +109,12 @@ def verdict(
         return _absolute(report, csi, beats)
     if reference is not None:
         return _relative(report, reference, beats)
+    if report["metrics"]["mse"]["n"] < MIN_GROUPS:
+        return Verdict(
+            "undecided",
+            f"Too little was scored: {_too_few(report['metrics']['mse']['n'])}.",
+            "add events; the numbers in the table are right, but say little about other days.",
+        )
     if beats:
         return Verdict(
             "better than the baselines",

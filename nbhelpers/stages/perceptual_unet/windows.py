@@ -108,6 +108,10 @@ class Batch:
     frames: Tensor  # (B, n_in + n_out, H, W) uint8, 255 missing
     events: tuple[str, ...]  # event id of each window
 
+    def pin_memory(self) -> Batch:
+        """Called by the loader where there is a GPU."""
+        return Batch(self.frames.pin_memory(), self.events)
+
 
 def window_span(event: Event, config: Config) -> tuple[int, int]:
     """(stride, last possible start) of a window in this event."""
@@ -129,6 +133,11 @@ def fixed_windows(events: Sequence[Event], config: Config) -> list[Window]:
         starts = sorted(set(np.linspace(0, last, config.eval_windows).round().astype(int).tolist()))
         windows += [Window(event, start, stride) for start in starts]
     return windows
+
+
+def windows_per_event(config: Config, n_events: int) -> int:
+    """How many windows an epoch draws from each of ``n_events`` training events, at least one."""
+    return max(1, round(config.windows_per_epoch / n_events))
 
 
 def random_windows(
@@ -153,7 +162,7 @@ def random_windows(
         drawn = []
         for index in order[begin : begin + group]:
             stride, last = window_span(events[index], config)
-            for _ in range(config.windows_per_event):
+            for _ in range(windows_per_event(config, len(events))):
                 start = int(rng.integers(0, last + 1))
                 row = int(rng.integers(0, height - crop + 1)) if crop else 0
                 column = int(rng.integers(0, width - crop + 1)) if crop else 0

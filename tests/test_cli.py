@@ -1,0 +1,175 @@
+"""The command line as one types it: from simulated storms to a report, and the ways it says no."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import h5py
+import pytest
+
+from nbhelpers import __version__
+from nbhelpers.cli import main
+
+TINY = [
+    "--profile", "smoke", "--n-in", "3", "--n-out", "2", "--crop", "32", "--windows-per-epoch", "8",
+    "--eval-windows", "1", "--base-channels", "4", "--depth", "1", "--epochs", "1", "--batch-size", "4", "--backbone-weights", "random",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def storms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from nbhelpers.stages.perceptual_unet.simulate import simulate
+
+    folder = tmp_path_factory.mktemp("storms")
+    simulate(folder, n_events=8, size=48, n_frames=8, progress=False)
+    return folder
+
+
+def test_train_evaluate_predict_report(storms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = ["--data-dir", str(storms), "--output-dir", str(tmp_path), "--run-name", "first"]
+    assert main(["train", "perceptual-unet", *place, *TINY]) == 0
+    said = capsys.readouterr().out
+    assert "NOTE Simulated storms" in said and "RANDOM features of squeeze" in said and "Verdict:" in said
+    run = tmp_path / "first"
+    report = json.loads((run / "report.json").read_text())
+    assert {
+        "stage",
+        "run",
+        "profile",
+        "checkpoint",
+        "data",
+        "metrics",
+        "baselines",
+        "ledger",
+        "guards",
+        "gates",
+        "verdict",
+    } <= set(report)
+    assert report["data"]["simulated"] and report["remarks"][0].startswith("Simulated storms")
+    assert set(report["baselines"]) == {"persistence", "advection", "blurred_truth"}
+    assert "lpips" not in report["metrics"] and "feature_distance_random" in report["metrics"]
+    assert list(report["metrics"]["csi_74"]["by_label"]) == ["5 min", "10 min"]
+    assert (run / "report.md").read_text().splitlines()[2].startswith("> **Simulated storms")
+    assert {path.stem for path in (run / "figures").glob("*.png")} == {
+        "nowcast",
+        "lead_time",
+        "history",
+        "spectrum",
+        "ledger",
+    }
+
+    assert main(["evaluate", "perceptual-unet", *place[2:], "--split", "val", "--checkpoint", "last"]) == 0
+    assert json.loads((run / "report.json").read_text())["data"]["scored_split"] == "val"
+    assert main(["predict", "perceptual-unet", *place[2:]]) == 0
+    with h5py.File(run / "forecasts.h5") as file:
+        assert file["vil"].shape[1:] == (48, 48, 2) and list(file.attrs["lead_minutes"]) == [5, 10]
+    capsys.readouterr()
+    assert main(["report", str(run)]) == 0
+    assert "# perceptual-unet · first" in capsys.readouterr().out
+    assert main(["report", str(run), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["run"] == "first"
+
+
+def test_epochs_extend_a_run_and_other_settings_are_refused(
+    storms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = [
+        "train",
+        "perceptual-unet",
+        "--data-dir",
+        str(storms),
+        "--output-dir",
+        str(tmp_path),
+        "--run-name",
+        "grows",
+        *TINY,
+    ]
+    assert main([*place, "--lambda-perc", "0"]) == 0
+    capsys.readouterr()
+    assert main([*place, "--lambda-perc", "0", "--epochs", "2"]) == 0
+    assert "Resuming" in capsys.readouterr().out
+    before = {path: path.read_bytes() for path in (tmp_path / "grows").rglob("*") if path.is_file()}
+    assert main([*place, "--lambda-perc", "0.5"]) == 2
+    error = capsys.readouterr().err
+    assert "lambda_perc (0.0 there, 0.5 now)" in error and "'grows-2'" in error
+    assert {path: path.read_bytes() for path in (tmp_path / "grows").rglob("*") if path.is_file()} == before
+    assert main([*place, "--lambda-perc", "0.5", "--resume", "never"]) == 0
+    assert (tmp_path / "grows-2" / "report.json").exists()
+
+
+def test_a_lambda_that_means_nothing_or_everything_is_said_before_training(
+    storms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = ["train", "perceptual-unet", "--data-dir", str(storms), "--output-dir", str(tmp_path), *TINY]
+    assert main([*place, "--run-name", "inert", "--lambda-perc", "1e-7"]) == 0
+    said = capsys.readouterr().out
+    assert said.index("it is inert") < said.index("epoch 1/1") and "perceptual term inert" in said
+    assert main([*place, "--run-name", "drowns", "--lambda-perc", "1e6", "--perceptual-scale", "1"]) == 0
+    assert "it drowns the MSE" in capsys.readouterr().out
+
+
+def test_settings_come_from_profile_then_file_then_flags(
+    storms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.yaml").write_text("profile: smoke\nlr: 5e-4\nperceptual_share: 0.2\nseed: 7\n")
+    flags = [word for word in TINY if word not in ("--profile", "smoke")]
+    place = [
+        "--data-dir",
+        str(storms),
+        "--output-dir",
+        str(tmp_path),
+        "--run-name",
+        "layers",
+        "--config",
+        str(tmp_path / "mine.yaml"),
+    ]
+    assert main(["train", "perceptual-unet", *place, *flags, "--seed", "8"]) == 0
+    config = json.loads((tmp_path / "layers" / "config.json").read_text())["config"]
+    assert (config["profile"], config["lr"], config["perceptual_share"], config["seed"]) == ("smoke", 5e-4, 0.2, 8)
+    (tmp_path / "mine.yaml").write_text("perceptual_shar: 0.2\n")
+    capsys.readouterr()
+    assert main(["train", "perceptual-unet", *place, *flags]) == 2
+    assert "did you mean 'perceptual_share'?" in capsys.readouterr().err
+
+
+def test_help_says_what_each_flag_means(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "perceptual-unet", "--help"])
+    assert stop.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for words in (
+        "--lambda-perc",
+        "Weight λ of the perceptual term",
+        "--perceptual-share",
+        "--resume {auto,never,PATH}",
+    ):
+        assert words in text
+
+
+@pytest.mark.parametrize("words", [["train", "no-such-stage"], ["train"], ["frobnicate"], ["data", "fetch"]])
+def test_words_it_does_not_know_end_in_code_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2
+
+
+def test_doctor_and_data_list_for_machines(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["doctor", "--json"])
+    checks = json.loads(capsys.readouterr().out)
+    assert {"Python", "device", "output"} <= {check["name"] for check in checks}
+    assert main(["data", "list", "--json"]) == 0
+    assert {"sevir", "perceptual-weights"} <= {one["name"] for one in json.loads(capsys.readouterr().out)}
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out.strip() == __version__
+
+
+def test_a_run_that_is_not_there_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", "perceptual-unet", "--output-dir", str(tmp_path), "--run-name", "none"]) == 2
+    assert "config.json does not exist" in capsys.readouterr().err
+    assert main(["report", str(tmp_path)]) == 2
+    assert "has no report.json" in capsys.readouterr().err
