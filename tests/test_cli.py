@@ -11,10 +11,10 @@ import pytest
 from nbhelpers import __version__
 from nbhelpers.cli import main
 
-TINY = [
-    "--profile", "smoke", "--n-in", "3", "--n-out", "2", "--crop", "32", "--windows-per-epoch", "8",
-    "--eval-windows", "1", "--base-channels", "4", "--depth", "1", "--epochs", "1", "--batch-size", "4", "--backbone-weights", "random",
-]  # fmt: skip
+TINY = (
+    "--profile smoke --n-in 3 --n-out 2 --crop 32 --windows-per-epoch 8 --eval-windows 1 --base-channels 4 --depth 1 "
+    "--epochs 1 --batch-size 4 --backbone-weights random"
+).split()
 
 
 @pytest.fixture(scope="module")

@@ -118,7 +118,7 @@ def extrapolate(frame: Tensor, motion: Tensor, leads: int, *, valid: Tensor | No
     the pixel keeps its forecast of the lead before; where no lead ever saw an observation it is dry (0).
     """
     seen = torch.ones_like(frame) if valid is None else valid.to(frame)
-    source = torch.stack([frame * seen, seen], 1)
+    source = torch.stack([torch.where(seen > 0, frame, 0.0), seen], 1)
     current, out = source[:, 0], []
     for place in _departures(motion, leads):
         value, known = _read(source, place).unbind(1)

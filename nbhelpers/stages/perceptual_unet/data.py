@@ -29,7 +29,7 @@ MISSING = 255  # grey level of pixels without a measurement
 THRESHOLDS = (16, 74, 133, 160, 181, 219)  # grey levels at which SEVIR's event scores are defined
 SIMULATION_NAME = "SIMULATED.json"  # stands beside the catalogue of simulated data and says how they were made
 CATALOGUE_NAMES = ("CATALOG.csv", "SEVIR_CATALOG.csv")
-CATALOGUE_COLUMNS = (  # noqa: SIM905 - the header as it stands in SEVIR's file
+CATALOGUE_COLUMNS = (
     "id,file_name,file_index,img_type,time_utc,minute_offsets,episode_id,event_id,event_type,llcrnrlat,llcrnrlon,"
     "urcrnrlat,urcrnrlon,proj,size_x,size_y,height_m,width_m,data_min,data_max,pct_missing"
 ).split(",")
