@@ -13,7 +13,8 @@ import pytest
 
 from nbhelpers.core.errors import UserError
 from nbhelpers.stages.perceptual_unet import data
-from nbhelpers.stages.perceptual_unet.simulate import simulate, simulate_event, vil_level
+from nbhelpers.stages.perceptual_unet.simulate import simulate
+from nbhelpers.stages.perceptual_unet.storms import simulate_event, vil_level
 
 GRID = {"size": 48, "n_frames": 5, "step_minutes": 5}
 SMALL = {"n_events": 12, "seed": 1, "progress": False, **GRID}
