@@ -373,3 +373,20 @@ def test_a_damaged_file_in_the_cache_is_refused_and_left_alone(networks: Callabl
     with pytest.raises(UserError, match="1000 bytes, expected 4958839"):
         backbones.load_features("squeeze", "imagenet")
     assert damaged.stat().st_size == 1000
+
+
+def test_some_frames_of_each_sample_cover_every_lead_time_in_a_batch() -> None:
+    loss = PerceptualLoss("squeeze", "random")
+    target, prediction = torch.rand(2, 6, 3, 48, 48)
+    valid = torch.ones_like(target, dtype=torch.bool)
+    prediction.requires_grad_(True)
+    loss.against(target, valid, n_frames=1)(prediction).backward()
+    touched = prediction.grad.abs().sum((-2, -1)) > 0
+    assert touched.sum(1).tolist() == [1] * 6 and touched.sum(0).tolist() == [2, 2, 2]
+    lead = touched.float().argmax(1)
+    rows = torch.arange(6)
+    direct = loss.against(target[rows, lead][:, None], valid[:, :1])(prediction[rows, lead][:, None])
+    torch.testing.assert_close(loss.against(target, valid, n_frames=1)(prediction), direct)
+    torch.testing.assert_close(
+        loss.against(target, valid, n_frames=9)(prediction), loss.against(target, valid)(prediction)
+    )

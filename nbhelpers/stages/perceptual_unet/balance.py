@@ -40,7 +40,7 @@ def measure_balance(task: NowcastTask) -> Callable[[Config], list[Entry]]:
     perceptual = task.perceptual or PerceptualLoss(task.config.backbone, task.config.backbone_weights).to(task.device)
     terms = (
         LossTerm("mse", lambda prediction: masked_mse(prediction, target, mask), 1.0),
-        LossTerm("perceptual", perceptual.against(target, mask), 1.0),
+        LossTerm("perceptual", perceptual.against(target, mask, n_frames=task.config.perceptual_frames), 1.0),
     )
     probed = probe(task.forecast(batch), terms)
     norms = dict(zip(probed.names, probed.norms.tolist(), strict=True))

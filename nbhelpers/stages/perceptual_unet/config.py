@@ -65,6 +65,8 @@ class Config:
     perceptual_scale: float = CLASSICAL_SCALE
     # Share of the gradient that the perceptual term shall have (0.1 = 10 %); used when lambda_perc is not set.
     perceptual_share: float | None = 0.1
+    # Predicted frames of each window that the perceptual term looks at, in turn; none for all.
+    perceptual_frames: int | None = None
     # Network whose features the perceptual term compares.
     backbone: Net = "vgg16"
     # Its weights: imagenet (downloaded), the path of a state dict, or random (named in the report).
@@ -98,6 +100,8 @@ class Config:
         for name in ("seed", "depth", "num_workers", "crop", "grad_clip", "max_pct_missing"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"{name} is {getattr(self, name)}, expected 0 or more.")
+        if self.perceptual_frames is not None and self.perceptual_frames < 1:
+            raise UserError(f"perceptual_frames is {self.perceptual_frames}, expected at least 1, or none for all.")
         if (self.lambda_perc is None) == (self.perceptual_share is None):
             raise UserError(
                 "set either lambda_perc or perceptual_share (and the other to none): both weight the same term."
@@ -159,12 +163,13 @@ PROFILES: dict[str, dict[str, Any]] = {
         "depth": 3, "batch_size": 8, "epochs": 2, "max_pct_missing": 0.3, "lr": 2e-3,
     },
     "quick": {
-        **_SMALL_NET, "n_out": 6, "crop": 128, "windows_per_epoch": 560, "base_channels": 16, "batch_size": 8,
-        "epochs": 10, "max_pct_missing": 0.3,
+        **_SMALL_NET, "n_out": 6, "crop": 128, "windows_per_epoch": 800, "base_channels": 16, "batch_size": 8,
+        "epochs": 8, "max_pct_missing": 0.3, "perceptual_frames": 1,
     },
-    "t4": {"n_out": 6, "crop": 256, "batch_size": 8, "epochs": 20},
+    "t4": {"n_out": 6, "crop": 256, "batch_size": 8, "epochs": 20, "perceptual_frames": 2},
     "full": {
         "n_in": 13, "n_out": 12, "crop": 0, "windows_per_epoch": 20_000, "batch_size": 8, "epochs": 50,
+        "perceptual_frames": 2,
         "cache_gb": 12.0,
     },
 }  # fmt: skip

@@ -45,22 +45,34 @@ class PerceptualLoss(nn.Module):
         images = frames.float().flatten(0, 1).unsqueeze(1)
         return tapped(self.features, self.taps, (images - self.mean) / self.std)
 
-    def against(self, target: Tensor, valid: Tensor) -> Callable[[Tensor], Tensor]:
+    def against(self, target: Tensor, valid: Tensor, *, n_frames: int | None = None) -> Callable[[Tensor], Tensor]:
         """The loss as a function of the prediction; the target's features are computed once, without gradient.
 
         Args:
             target: ``(B, T, H, W)`` in [0, 1].
             valid: mask of the same shape; missing pixels are made equal in both images.
+            n_frames: look at this many frames of each sample only, other ones in each sample of the batch, so that a
+                batch of T samples sees every lead time equally often; None looks at all.
         """
+        target, valid = _some_frames(target, n_frames), _some_frames(valid, n_frames)
         with torch.no_grad(), torch.autocast(target.device.type, enabled=False):
             truth = self._activations(target)
 
         def loss(prediction: Tensor) -> Tensor:
             with torch.autocast(target.device.type, enabled=False):
-                guess = self._activations(torch.where(valid, prediction, target))
+                guess = self._activations(torch.where(valid, _some_frames(prediction, n_frames), target))
                 return torch.stack([(a - b).square().mean() for a, b in zip(guess, truth, strict=True)]).sum()
 
         return loss
+
+
+def _some_frames(frames: Tensor, n_frames: int | None) -> Tensor:
+    """``(B, n_frames, H, W)`` of ``(B, T, H, W)``: sample b gives the frames from ``b * n_frames`` on, round and round."""
+    if n_frames is None or n_frames >= frames.shape[1]:
+        return frames
+    sample = torch.arange(len(frames), device=frames.device)[:, None]
+    lead = (sample * n_frames + torch.arange(n_frames, device=frames.device)) % frames.shape[1]
+    return frames[sample, lead]
 
 
 class Lpips(nn.Module):

@@ -141,7 +141,11 @@ class NowcastTask:
         mse = LossTerm("mse", lambda prediction: masked_mse(prediction, target, valid), 1.0)
         if self.perceptual is None:
             return (mse,)
-        return mse, LossTerm("perceptual", self.perceptual.against(target, valid), self.config.perceptual_weight)
+        return mse, LossTerm(
+            "perceptual",
+            self.perceptual.against(target, valid, n_frames=self.config.perceptual_frames),
+            self.config.perceptual_weight,
+        )
 
     @torch.no_grad()
     def forecast(self, batch: Batch) -> Tensor:
