@@ -67,7 +67,7 @@ class PerceptualLoss(nn.Module):
 
 
 def _some_frames(frames: Tensor, n_frames: int | None) -> Tensor:
-    """``(B, n_frames, H, W)`` of ``(B, T, H, W)``: sample b gives the frames from ``b * n_frames`` on, round and round."""
+    """``(B, n_frames, H, W)`` of ``(B, T, H, W)``: sample b gives its frames from ``b * n_frames`` (modulo T) on."""
     if n_frames is None or n_frames >= frames.shape[1]:
         return frames
     sample = torch.arange(len(frames), device=frames.device)[:, None]
