@@ -3,8 +3,9 @@
 PYTHON ?= python3
 STAGE ?= perceptual-unet
 BIN := .venv/bin
-# One thread a test worker: two workers on two cores would otherwise fight over them.
-TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+# Real samples that tests use if they are there; the notebooks' perceptual term then has trained weights offline too.
+export NBHELPERS_REAL_DATA ?= $(abspath ../shared/data)
+WEIGHTS := $(wildcard $(NBHELPERS_REAL_DATA)/weights/squeezenet1_1_caffe_features.pth)
 
 .PHONY: demo test lint notebooks stamp clean
 
@@ -12,7 +13,11 @@ demo: .venv/installed
 	$(BIN)/python notebooks/execute.py $(STAGE)
 
 test: .venv/installed
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadgroup tests
+	@# The notebooks first and alone: each has a minute, kernel start included.
+	NBHELPERS_PROFILE=smoke NBHELPERS_HOME=$$(mktemp -d) NBHELPERS_BACKBONE_WEIGHTS=$(or $(WEIGHTS),random) \
+		$(BIN)/python -m pytest --nbmake --timeout=60 notebooks
+	@# One thread a worker: two workers on two cores would otherwise fight over them.
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests
 
 lint: .venv/installed
 	$(BIN)/python -m pip install --quiet -e '.[dev]'

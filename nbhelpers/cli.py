@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import importlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,7 +76,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         other.add_argument("stage", choices=STAGES, metavar="STAGE", help=STAGE_HELP)
         _run_flags(other)
         other.add_argument("--checkpoint", choices=("best", "last"), default="best", help="which weights")
-        other.add_argument("--split", default="test", help="train, val or test")
+        other.add_argument("--split", choices=("train", "val", "test"), default="test", help="which events")
         other.set_defaults(run=run)
         if command == "evaluate":
             other.add_argument("--reference", type=Path, metavar="RUN_DIR", help="a run to compare with in the verdict")
@@ -180,10 +181,16 @@ def _data_simulate(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> int:
+    from nbhelpers.training import checkpoint
     from nbhelpers.training.fit import fit
     from nbhelpers.training.report import make_report
     from nbhelpers.training.run import open_run
 
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("training in several processes is not there yet: start one process, on one GPU.")
+    start = None if arguments.resume in ("auto", "never") else Path(arguments.resume)
+    if start is not None:
+        checkpoint.at(start)  # a wrong path is said before a run folder is made
     stage = _stage(arguments.stage)
     names = {field.name for field in dataclasses.fields(stage.Config)}
     given = {name: value for name, value in vars(arguments).items() if name in names}
@@ -197,7 +204,6 @@ def _train(arguments: argparse.Namespace) -> int:
     for remark in [*task.remarks(), *stage.advice(task)]:
         print(f"NOTE {remark}")
     output_dir = getattr(arguments, "output_dir", runtime.workspace().output_dir)
-    start = None if arguments.resume in ("auto", "never") else Path(arguments.resume)
     resume = "never" if arguments.resume == "never" else "auto"
     run = open_run(task, output_dir, getattr(arguments, "run_name", f"{arguments.stage}-{profile}"), resume=resume)
     print(f"Run folder: {run.folder}")
@@ -240,8 +246,10 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 def _predict(arguments: argparse.Namespace) -> int:
     from nbhelpers.training import checkpoint
+    from nbhelpers.training.run import check_same_data
 
     task, run = _open_existing(arguments)
+    check_same_data(task, run)
     found = checkpoint.find(run, arguments.checkpoint)
     if found is None:
         raise UserError(f"{run.folder} has no {arguments.checkpoint} checkpoint yet: train it first.")
@@ -253,12 +261,12 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from nbhelpers.training.report import read_report
+    from nbhelpers.training.report import read_markdown, read_report
     from nbhelpers.training.run import Run
 
     run = Run(arguments.run_dir)
     content = read_report(run)
-    print(json.dumps(content, indent=2) if arguments.json else (run.folder / "report.md").read_text(encoding="utf-8"))
+    print(json.dumps(content, indent=2) if arguments.json else read_markdown(run))
     return 0
 
 

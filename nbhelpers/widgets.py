@@ -11,13 +11,12 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from nbhelpers.core.knobs import Knob
+from nbhelpers.core.knobs import DROWNING_SHARE, INERT_SHARE, Knob
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TERM_COLOURS = ("#2471a3", "#c0392b", "#1e8449", "#b7950b", "#7d3c98")
-INERT, DOMINATING = 0.01, 0.9  # gradient shares of an extra term: below, it does nothing; above, it drowns the rest
 STRIP_STEPS = 60  # pieces of the coloured strip under a slider
 
 
@@ -111,9 +110,9 @@ class LossBalance:
         legend = "".join(
             f"<span style='background:{_zone_colour(share)};padding:0 5px;margin-right:6px'>{text}</span>"
             for share, text in (
-                (0.0, f"inert, below {INERT:.0%}"),
+                (0.0, f"inert, below {INERT_SHARE:.0%}"),
                 (0.3, "at work"),
-                (0.95, f"drowns the rest, above {DOMINATING:.0%}"),
+                (0.95, f"drowns the rest, above {DROWNING_SHARE:.0%}"),
             )
         )
         return (
@@ -154,14 +153,14 @@ def _share(rows: Sequence[Contribution], term: str) -> float:
 
 
 def _zone_colour(share: float) -> str:
-    return "#d5d8dc" if share < INERT else "#f1948a" if share > DOMINATING else "#a9dfbf"
+    return "#d5d8dc" if share < INERT_SHARE else "#f1948a" if share > DROWNING_SHARE else "#a9dfbf"
 
 
 def _judgement(rows: Sequence[Contribution], term: str) -> str:
     share = _share(rows, term)
-    if share < INERT:
+    if share < INERT_SHARE:
         return f"<span style='color:#7b241c'>{html.escape(term)} is inert: {share:.3%} of the gradient</span>"
-    if share > DOMINATING:
+    if share > DROWNING_SHARE:
         return f"<span style='color:#7b241c'>{html.escape(term)} drowns the rest: {share:.1%} of the gradient</span>"
     return f"<span style='color:#196f3d'>{html.escape(term)} is at work: {share:.1%} of the gradient</span>"
 

@@ -28,7 +28,7 @@
 # |---|---|---|---|
 # | `smoke` | checking that everything works | 1 | 5 MB |
 # | `quick` | a laptop or a session without GPU | 10 | 5 MB |
-# | `t4` | a free GPU (Colab, Kaggle) | up to 60 | 760 MB of network weights |
+# | `t4` | a free GPU (Colab, Kaggle) | up to 60 (not measured yet) | 800 MB of network weights |
 # | `full` | several sessions | – | as `t4`, and the data |
 #
 # **Data**: simulated storms in SEVIR's own file format, made here in a minute, or your copy of
@@ -54,6 +54,7 @@ PROFILE = ""  # "smoke", "quick", "t4" or "full"
 RUN_NAME = "nowcast"  # the same name again goes on where that run stopped
 DATA_DIR = ""  # empty: simulated storms; else the folder that holds SEVIR's CATALOG.csv
 BACKBONE_WEIGHTS = "imagenet"  # downloaded once; or the path of a weight file; or "random" (the report will say so)
+LPIPS_WEIGHTS = ""  # the same for the LPIPS metric; empty: those of the backbone if it is the same net, else imagenet
 SEED = 0
 
 # %% [markdown]
@@ -77,7 +78,7 @@ from nbhelpers.stages.perceptual_unet.config import SIMULATED, Config
 place = workspace()
 profile = PROFILE or default_profile()
 weights = os.environ.get("NBHELPERS_BACKBONE_WEIGHTS", BACKBONE_WEIGHTS)
-config = Config.for_profile(profile, seed=SEED, backbone_weights=weights)
+config = Config.for_profile(profile, seed=SEED, backbone_weights=weights, lpips_weights=LPIPS_WEIGHTS or None)
 config
 
 # %% [markdown]
@@ -253,7 +254,7 @@ print(run.folder / "report.md")
 # |---|---|---|
 # | `no CATALOG.csv … in …` | `DATA_DIR` points beside the data | point it at the folder that holds the catalogue |
 # | `… was started with other settings: perceptual_share …` | same run name, other settings | choose a new `RUN_NAME`, or go back |
-# | `ImageNet weights … cannot be fetched` | no internet | attach the weight file and set `BACKBONE_WEIGHTS` to its path; or `"random"` |
+# | `ImageNet weights … cannot be fetched` | no internet | attach the weight file and set `BACKBONE_WEIGHTS` (for LPIPS: `LPIPS_WEIGHTS`) to its path; or `"random"` |
 # | `ran out of memory` | the GPU is smaller than a T4, or shared | halve `batch_size`: `Config.for_profile(profile, batch_size=4)` |
 # | `is half a download` | a file ends early | fetch it again; finished files are kept |
 # | the session restarted | Colab and Kaggle do that | run all: training goes on from the last epoch (on Colab: with Drive mounted) |

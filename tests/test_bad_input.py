@@ -149,7 +149,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "time unreadable": (change_row(1, time_utc="yesterday"), "line 3 cannot be read .*yesterday"),
     "offsets unreadable": (change_row(1, minute_offsets="0:5:x"), "line 3 cannot be read"),
     "index unreadable": (change_row(1, file_index="inf"), "line 3 cannot be read"),
-    "missing file": (change_row(2, file_name="vil/2018/gone.h5"), "line 4 names vil/2018/gone.h5, which is not in"),
+    "missing files": (
+        change_text(lambda b: b.replace(b"vil/", b"gone/")),
+        "names 1 files, .*none of them is",
+    ),
     "index outside the file": (change_row(2, file_index=5), "R02 has file_index 5, but .*holds 5 events"),
     "negative index": (change_row(2, file_index=-1), "R02 has file_index -1"),
     "another event at the index": (change_row(2, file_index=1), "holds event R01 at index 1 where .*expects R02"),

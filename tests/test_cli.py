@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import h5py
@@ -173,3 +174,45 @@ def test_a_run_that_is_not_there_is_a_sentence(tmp_path: Path, capsys: pytest.Ca
     assert "config.json does not exist" in capsys.readouterr().err
     assert main(["report", str(tmp_path)]) == 2
     assert "has no report.json" in capsys.readouterr().err
+
+
+def test_a_run_is_not_scored_on_another_split(storms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = ["--output-dir", str(tmp_path / "runs"), "--run-name", "first"]
+    copy = tmp_path / "copy"
+    shutil.copytree(storms, copy)
+    assert main(["train", "perceptual-unet", "--data-dir", str(copy), *place, *TINY, "--lambda-perc", "0"]) == 0
+    report = (tmp_path / "runs" / "first" / "report.json").read_bytes()
+    gone = max(copy.rglob("*.h5"))
+    gone.unlink()
+    for command in ("evaluate", "predict"):
+        capsys.readouterr()
+        assert main([command, "perceptual-unet", *place]) == 2
+        assert "was trained on another data than" in capsys.readouterr().err
+    assert (tmp_path / "runs" / "first" / "report.json").read_bytes() == report
+
+
+def test_files_that_are_not_there_are_left_out_and_named(
+    storms: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(storms, copy)
+    gone = min(copy.rglob("*.h5"))
+    gone.unlink()
+    place = ["--data-dir", str(copy), "--output-dir", str(tmp_path), "--run-name", "part"]
+    assert main(["train", "perceptual-unet", *place, *TINY, "--lambda-perc", "0"]) == 0
+    assert (
+        f"NOTE 1 files that the catalogue names are not in the data folder (e.g. vil/{gone.parent.name}/{gone.name})"
+        in (capsys.readouterr().out)
+    )
+    assert any(
+        "their events are left out" in remark
+        for remark in json.loads((tmp_path / "part/report.json").read_text())["remarks"]
+    )
+
+
+def test_several_processes_are_refused_in_a_sentence(
+    storms: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["train", "perceptual-unet", "--data-dir", str(storms), "--output-dir", str(tmp_path), *TINY]) == 2
+    assert "several processes" in capsys.readouterr().err and not list(tmp_path.iterdir())

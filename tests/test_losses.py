@@ -380,13 +380,20 @@ def test_some_frames_of_each_sample_cover_every_lead_time_in_a_batch() -> None:
     target, prediction = torch.rand(2, 6, 3, 48, 48)
     valid = torch.ones_like(target, dtype=torch.bool)
     prediction.requires_grad_(True)
-    loss.against(target, valid, n_frames=1)(prediction).backward()
+    some = loss.against(target, valid, n_frames=1)
+    some(prediction).backward()
     touched = prediction.grad.abs().sum((-2, -1)) > 0
     assert touched.sum(1).tolist() == [1] * 6 and touched.sum(0).tolist() == [2, 2, 2]
     lead = touched.float().argmax(1)
     rows = torch.arange(6)
     direct = loss.against(target[rows, lead][:, None], valid[:, :1])(prediction[rows, lead][:, None])
-    torch.testing.assert_close(loss.against(target, valid, n_frames=1)(prediction), direct)
+    torch.testing.assert_close(some(prediction), direct)
+    firsts = set()
+    for _ in range(40):
+        prediction.grad = None
+        loss.against(target[:1], valid[:1], n_frames=1)(prediction[:1]).backward()
+        firsts.add(int((prediction.grad[0].abs().sum((-2, -1)) > 0).int().argmax()))
+    assert firsts == {0, 1, 2}, "a batch of few samples must not always look at the first lead times"
     torch.testing.assert_close(
         loss.against(target, valid, n_frames=9)(prediction), loss.against(target, valid)(prediction)
     )

@@ -132,7 +132,7 @@ def test_impossible_parameters_and_a_full_disk(tmp_path: Path, monkeypatch: pyte
     # The real function answers, only the number of free bytes is another one.
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=1000))
-    with pytest.raises(UserError, match="MB free"):
+    with pytest.raises(UserError, match="needs .* but the disk of .* has 1.0 kB free"):
         simulate(tmp_path / "full", **SMALL)
     assert contents(tmp_path / "full") == {}
 

@@ -263,10 +263,17 @@ def test_the_task_draws_the_same_windows_for_the_same_epoch_only(tmp_path: Path)
     assert torch.equal(frames(one, "val", 0), frames(other, "val", 1))
 
 
-@pytest.mark.parametrize(("metric", "mode"), [("csi_74", "max"), ("ssim", "max"), ("mse", "min"), ("lpips", "min")])
+@pytest.mark.parametrize(("metric", "mode"), [("csi_74", "max"), ("ssim", "max"), ("mse", "min"), ("hss_133", "max")])
 def test_the_best_checkpoint_is_the_best(tmp_path: Path, metric: str, mode: str) -> None:
     sevir.write_sevir(tmp_path, sevir.storms(3))
     assert make_task(tmp_path, monitor=metric).monitor.mode == mode
+
+
+@pytest.mark.parametrize("metric", ["csi74", "bias_74", "rapsd_ratio", "lpips"])
+def test_a_metric_that_cannot_choose_is_refused_before_training(tmp_path: Path, metric: str) -> None:
+    sevir.write_sevir(tmp_path, sevir.storms(3))
+    with pytest.raises(UserError, match=f"monitor is '{metric}', expected one of mse, mae, feature_distance_random"):
+        make_task(tmp_path, monitor=metric)
 
 
 def test_a_random_feature_distance_is_better_when_small(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
-"""Room on a disk, asked before writing; and a full or read-only disk, met while writing, as one sentence."""
+"""Files and the disk they lie on: room asked before writing, a full disk as one sentence, a file's checksum."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,3 +53,12 @@ def human_bytes(count: int) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1000
     return f"{value:.1f} TB"
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file of any size, in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,9 +1,12 @@
-"""A setting that can be turned by hand: its range, and what is marked on it."""
+"""A weight that can be turned by hand: its range, what is marked on it, and where it means nothing or everything."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+
+# Shares of the gradient at which an extra loss term stops having a say, and starts to be the only one that has.
+INERT_SHARE, DROWNING_SHARE = 0.01, 0.9
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ format of a manifest is in :mod:`nbhelpers.core.manifest_format`.
 from __future__ import annotations
 
 import fnmatch
-import hashlib
 import json
 import os
 import shutil
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from nbhelpers.core.disk import check_room, disk_errors
+from nbhelpers.core.disk import check_room, disk_errors, file_sha256
 from nbhelpers.core.download import MirrorError, discard, download, leftovers
 from nbhelpers.core.errors import UserError
 from nbhelpers.core.manifest_format import LOCK_NAME, Manifest, ManifestFile, list_manifests, load_manifest
@@ -110,7 +109,7 @@ def _judge(file: ManifestFile, data_dir: Path, lock: Mapping[str, Any]) -> FileS
     size = location.stat().st_size
     if file.bytes is not None and size != file.bytes:
         return FileStatus(file.path, "wrong size", location, size)
-    digest = _sha256(location)
+    digest = file_sha256(location)
     if expected and not digest.startswith(expected):
         return FileStatus(file.path, "wrong sha256", location, size, digest)
     if file.folder and good != "not recorded":
@@ -243,7 +242,7 @@ def _ready(file: ManifestFile, data_dir: Path) -> Path:
         raise UserError(
             f"{folder} exists but was not unpacked from {archive}: move or delete that folder and fetch again"
         )
-    unpack(archive, folder, kind=file.unpack, sha256=_sha256(archive))
+    unpack(archive, folder, kind=file.unpack, sha256=file_sha256(archive))
     return folder
 
 
@@ -252,7 +251,7 @@ def _problem(file: ManifestFile, path: Path, data_dir: Path) -> tuple[str | None
     size = path.stat().st_size
     if file.bytes is not None and size != file.bytes:
         return f"it has {size} bytes, expected {file.bytes}", ""
-    digest, expected = _sha256(path), _expected(file, data_dir)
+    digest, expected = file_sha256(path), _expected(file, data_dir)
     if expected and not digest.startswith(expected):
         recorded = "" if file.sha256 else " as recorded on first use"
         return f"its sha256 is {digest}, expected {expected}{recorded}", digest
@@ -296,14 +295,6 @@ def _read_lock(data_dir: Path) -> dict[str, Any]:
 
 def _part(file: ManifestFile, data_dir: Path) -> Path:
     return data_dir / (file.path + ".part")
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as opened:
-        while block := opened.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _say(message: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import pickle
@@ -18,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from nbhelpers.core.disk import file_sha256
 from nbhelpers.core.errors import UserError
 from nbhelpers.training.run import Run, architecture_hash, read_json, write_json
 
@@ -166,15 +166,6 @@ def load_state(checkpoint: Checkpoint) -> dict[str, Any]:
             f"{path} has no format {FORMAT} state: it was written by another version; start anew with --resume never."
         )
     return state
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 of a file of any size, in hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _open_weights(path: Path) -> Any:

@@ -119,7 +119,7 @@ def fit(
             f"{accelerator.device} ran out of memory: {task.oom_advice[0]} and start a run of another name."
         ) from error
     finally:
-        for name, module in plain.items():  # accelerate leaves its autocast in `forward`; scores are float32 everywhere
+        for name, module in plain.items():  # accelerate leaves its autocast in `forward`; reports are float32
             task.modules[name] = accelerator.unwrap_model(module, keep_fp32_wrapper=False)
         accelerator.end_training()
     return Fitted(run, progress.epoch, resumed, interrupted)

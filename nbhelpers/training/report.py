@@ -10,11 +10,11 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from nbhelpers.core.errors import UserError
-from nbhelpers.core.runtime import pick_device
+from nbhelpers.core.runtime import environment, pick_device
 from nbhelpers.training import checkpoint, history
 from nbhelpers.training.ledger_figure import ledger_figure
 from nbhelpers.training.metrics import Metric, paired_difference, summarise
-from nbhelpers.training.run import Run, read_json, write_json
+from nbhelpers.training.run import Run, check_same_data, read_json, write_json
 from nbhelpers.training.task import Gate, Task
 
 
@@ -36,6 +36,7 @@ def make_report(
         raise UserError(f"{run.folder} has no {which} checkpoint yet: train it first.")
     data = {**task.describe_data(), "scored_split": split}
     other_run = _reference(reference, data)
+    check_same_data(task, run)
     checkpoint.load_weights(found, task.modules)
     device = pick_device()
     task.to(device)
@@ -45,6 +46,9 @@ def make_report(
     for name, predictor in tqdm(task.nulls.items(), desc="baselines", leave=False, disable=None):
         scores[name] = task.evaluate(split, predictor).metrics
     model = scores.pop("model")
+    # What only the model has (a loss term followed on validation) belongs to history.csv: here every row is compared.
+    model = {name: metric for name, metric in model.items() if all(name in theirs for theirs in scores.values())}
+    rows = history.read_rows(run.history_file)
     report: dict[str, Any] = {
         "stage": task.stage,
         "run": run.name,
@@ -68,8 +72,9 @@ def make_report(
         },
         "ledger": ledger_summary(history.read_rows(run.ledger_file)),
         "guards": [],
+        "device": environment()["device"],
+        "train_seconds": sum(row["seconds"] for row in rows),
     }
-    rows = history.read_rows(run.history_file)
     gates, verdict = task.judge(report, rows, other_run)
     report["gates"] = [dataclasses.asdict(gate) for gate in gates]
     report["verdict"] = dataclasses.asdict(verdict)
@@ -88,6 +93,14 @@ def read_report(run: Run) -> dict[str, Any]:
     if not run.report_file.exists():
         raise UserError(f"{run.folder} has no report.json: run `nbhelpers evaluate` (or the Evaluate cell) first.")
     return read_json(run.report_file, what="a run's report.json")
+
+
+def read_markdown(run: Run) -> str:
+    """The text of a run's report.md."""
+    path = run.folder / "report.md"
+    if not path.exists():
+        raise UserError(f"{path} is gone: run `nbhelpers evaluate` to write it again.")
+    return path.read_text(encoding="utf-8")
 
 
 def _reference(reference: Run | None, data: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -216,8 +229,8 @@ def as_markdown(report: Mapping[str, Any], headlines: Sequence[str], figures: Se
         f"- checkpoint `{checkpoint_['path']}` ({checkpoint_['name']}, step {checkpoint_['step']}), "
         f"sha256 `{checkpoint_['sha256']}`",
         f"- data `{data['source']}`, sha256 `{data['sha256']}`",
-        f"- split: {data['split']}",
-        f"- profile {report['profile']}",
+        f"- split: {', '.join(f'{name} {value}' for name, value in data['split'].items())}",
+        f"- profile {report['profile']}, trained for {report['train_seconds'] / 60:.1f} min on {report['device']}",
         "", "## Figures", "",
     ]  # fmt: skip
     lines += [f"![{name}](figures/{name}.png)\n" for name in figures]

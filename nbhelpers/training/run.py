@@ -54,7 +54,12 @@ class Run:
 
     def read_config(self) -> dict[str, Any]:
         """The resolved settings, hashes and versions this run was started with."""
-        return read_json(self.config_file, what="a run folder's config.json")
+        record = read_json(self.config_file, what="a run folder's config.json")
+        if absent := {"stage", "config", "data", "hashes"} - record.keys():
+            raise UserError(
+                f"{self.config_file} lacks {', '.join(sorted(absent))}: it is damaged; restore it from a copy."
+            )
+        return record
 
 
 def read_json(path: Path, *, what: str) -> dict[str, Any]:
@@ -134,6 +139,21 @@ def open_run(task: Task, output_dir: Path, run_name: str, *, resume: str = "auto
             f"cannot write to {run.folder} ({error}): free some space or choose another --output-dir."
         ) from error
     return run
+
+
+def check_same_data(task: Task, run: Run) -> None:
+    """Raise ``UserError`` when the task's data are not those the run was trained on.
+
+    Events move between the splits when the data change, so a test score could then be one of training events.
+    """
+    now, then = task.describe_data(), run.read_config()["hashes"]
+    for what, key in (("data", "sha256"), ("split", "split_sha256")):
+        if now[key] != then[what]:
+            raise UserError(
+                f"{run.folder} was trained on another {what} than {now['source']} gives now (sha256 "
+                f"{then[what][:12]}… there, {now[key][:12]}… now), so training events could be scored as "
+                "test: use the data it was trained on."
+            )
 
 
 def _free_name(folder: Path) -> Path:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from nbhelpers.core.disk import file_sha256
 from nbhelpers.core.errors import UserError
 from nbhelpers.core.manifest import fetch, load_manifest
 
@@ -73,8 +74,6 @@ def load_features(net: str, source: str, *, last: int | None = None) -> tuple[nn
         path = _imagenet_file(net) if source == "imagenet" else Path(source)
         features = build(weights=None).features
         features.load_state_dict(_feature_state(path, net, features))
-        from nbhelpers.training.checkpoint import file_sha256
-
         weights = Weights(net, "imagenet" if source == "imagenet" else path.name, file_sha256(path))
     features = features[: (TAPS[net][-1] if last is None else last) + 1].eval().requires_grad_(False)
     for module in features.modules():

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from nbhelpers.core.knobs import DROWNING_SHARE, INERT_SHARE
 from nbhelpers.stages.perceptual_unet.balance import measure_balance
 from nbhelpers.stages.perceptual_unet.config import SIMULATED, Config
 from nbhelpers.stages.perceptual_unet.forecast_file import write_forecasts
 from nbhelpers.stages.perceptual_unet.simulate import simulate as simulate_storms
 from nbhelpers.stages.perceptual_unet.task import NowcastTask as Task
-from nbhelpers.stages.perceptual_unet.verdict import DROWNING_SHARE, INERT_SHARE
 
 __all__ = ["Config", "Task", "advice", "simulate", "write_forecasts"]
 

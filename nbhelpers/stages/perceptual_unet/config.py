@@ -155,7 +155,7 @@ class Config:
         return self.backbone_weights if self.lpips_net == self.backbone else "imagenet"
 
 
-_SMALL_NET: dict[str, Any] = {"backbone": "squeeze", "lpips_net": "squeeze"}  # 5 MB instead of 760 MB of weights
+_SMALL_NET: dict[str, Any] = {"backbone": "squeeze", "lpips_net": "squeeze"}  # 5 MB instead of 800 MB of weights
 
 PROFILES: dict[str, dict[str, Any]] = {
     "smoke": {

@@ -27,6 +27,7 @@ from nbhelpers.core.fields import Affine, Field
 IMG_TYPE = "vil"  # vertically integrated liquid, the only image type this stage reads
 MISSING = 255  # grey level of pixels without a measurement
 THRESHOLDS = (16, 74, 133, 160, 181, 219)  # grey levels at which SEVIR's event scores are defined
+TEST_FROM = datetime(2019, 6, 1)  # SEVIR's official test split begins here
 SIMULATION_NAME = "SIMULATED.json"  # stands beside the catalogue of simulated data and says how they were made
 CATALOGUE_NAMES = ("CATALOG.csv", "SEVIR_CATALOG.csv")
 CATALOGUE_COLUMNS = (
@@ -98,7 +99,7 @@ def read_catalogue(data_dir: Path, *, max_pct_missing: float = 0.0) -> list[Even
     catalogue = find_catalogue(data_dir)
     rows = _catalogue_rows(catalogue)
     events: dict[str, Event] = {}
-    paths: dict[str, Path] = {}  # asking a mounted drive about the same file for every row would take minutes
+    paths: dict[str, Path | None] = {}  # asking a mounted drive about the same file for every row would take minutes
     for line, row in rows:
         try:
             # SEVIR writes the index as 12 or 12.0 and leaves pct_missing empty for some rows.
@@ -106,10 +107,13 @@ def read_catalogue(data_dir: Path, *, max_pct_missing: float = 0.0) -> list[Even
                 continue
             name = row["file_name"]
             if name not in paths:
-                paths[name] = _event_file(catalogue, name, line=line)
+                paths[name] = _event_file(catalogue, name)
+            path = paths[name]
+            if path is None:
+                continue
             event = Event(
                 id=row["id"],
-                path=paths[name],
+                path=path,
                 index=int(float(row["file_index"])),
                 time=datetime.fromisoformat(row["time_utc"]),
                 minutes=tuple(int(float(m)) for m in row["minute_offsets"].split(":")),
@@ -117,6 +121,11 @@ def read_catalogue(data_dir: Path, *, max_pct_missing: float = 0.0) -> list[Even
         except (ValueError, OverflowError) as error:
             raise UserError(f"{catalogue} line {line} cannot be read ({error}): repair or delete that row.") from error
         events.setdefault(event.id, event)
+    if not events and (gone := [name for name, path in paths.items() if path is None]):
+        raise UserError(
+            f"{catalogue} names {len(gone)} files, e.g. {gone[0]}, and none of them is in {catalogue.parent}: fetch "
+            "them, or point --data-dir at the folder that holds them."
+        )
     if not events:
         raise UserError(
             f"{catalogue} has {len(rows)} rows of type {IMG_TYPE!r} but none with pct_missing <= {max_pct_missing}: "
@@ -145,14 +154,17 @@ def _catalogue_rows(catalogue: Path) -> list[tuple[int, dict[str, str]]]:
     return [(line, row) for line, row in rows if row["img_type"] == IMG_TYPE]
 
 
-def _event_file(catalogue: Path, file_name: str, *, line: int) -> Path:
-    for folder in (catalogue.parent, catalogue.parent / "data", catalogue.parent / "sevir"):
-        if (folder / file_name).is_file():
-            return folder / file_name
-    raise UserError(
-        f"{catalogue} line {line} names {file_name}, which is not in {catalogue.parent}: fetch that file or delete its "
-        "rows."
-    )
+def _event_file(catalogue: Path, file_name: str) -> Path | None:
+    """Where the file lies; None when it is not there (few people keep all of SEVIR)."""
+    folders = (catalogue.parent, catalogue.parent / "data", catalogue.parent / "sevir")
+    return next((folder / file_name for folder in folders if (folder / file_name).is_file()), None)
+
+
+def absent_files(data_dir: Path) -> list[str]:
+    """Files that the catalogue names and the folder lacks: their events are left out, which a report must say."""
+    catalogue = find_catalogue(data_dir)
+    names = sorted({row["file_name"] for _, row in _catalogue_rows(catalogue)})
+    return [name for name in names if _event_file(catalogue, name) is None]
 
 
 def check_events(events: Sequence[Event]) -> tuple[int, int]:

@@ -101,13 +101,12 @@ def nowcast_figure(task: NowcastTask, batch: Batch) -> Figure:
     for name in ("model", "advection", "persistence"):
         forecast = task.forecast(batch) if name == "model" else task.nulls[name](batch)
         rows[name] = np.where(truth == MISSING, MISSING, _levels(forecast[0]))
-    figure = Figure(figsize=(2.35 * len(leads) + 1.5, 2.45 * (len(rows) + 1)), layout="constrained")
-    axes = figure.subplots(len(rows) + 1, len(leads), squeeze=False)
-    for column, index in enumerate(inputs):
+    figure = Figure(figsize=(2.3 * (len(rows) + 1) + 1.3, 2.45 * len(leads)), layout="constrained")
+    axes = figure.subplots(len(leads), len(rows) + 1, squeeze=False)
+    for row, (index, lead) in enumerate(zip(inputs, leads, strict=True)):
         minutes = (index - n_in + 1) * task.leads[0]
-        show_levels(axes[0, column], frames[index], title=f"input, {minutes} min" if minutes else "input, now")
-    for row, (name, levels) in enumerate(rows.items(), start=1):
-        for column, lead in enumerate(leads):
+        show_levels(axes[row, 0], frames[index], title=f"input, {minutes} min" if minutes else "input, now")
+        for column, (name, levels) in enumerate(rows.items(), start=1):
             image = show_levels(axes[row, column], levels[lead], title=f"{name}, +{task.leads[lead]} min")
     _colour_bar(figure, image, axes)
     figure.suptitle(f"event {batch.events[0]}", fontsize=9)

@@ -51,28 +51,31 @@ class PerceptualLoss(nn.Module):
         Args:
             target: ``(B, T, H, W)`` in [0, 1].
             valid: mask of the same shape; missing pixels are made equal in both images.
-            n_frames: look at this many frames of each sample only, other ones in each sample of the batch, so that a
-                batch of T samples sees every lead time equally often; None looks at all.
+            n_frames: look at this many frames of each sample only, in turn through the batch from a random one on, so
+                that every lead time is seen equally often; None looks at all.
         """
-        target, valid = _some_frames(target, n_frames), _some_frames(valid, n_frames)
+        leads = None
+        if n_frames is not None and n_frames < target.shape[1]:
+            first = torch.randint(target.shape[1], ())
+            turn = torch.arange(len(target) * n_frames).view(-1, n_frames)
+            leads = ((first + turn) % target.shape[1]).to(target.device)
+        target, valid = _some_frames(target, leads), _some_frames(valid, leads)
         with torch.no_grad(), torch.autocast(target.device.type, enabled=False):
             truth = self._activations(target)
 
         def loss(prediction: Tensor) -> Tensor:
             with torch.autocast(target.device.type, enabled=False):
-                guess = self._activations(torch.where(valid, _some_frames(prediction, n_frames), target))
+                guess = self._activations(torch.where(valid, _some_frames(prediction, leads), target))
                 return torch.stack([(a - b).square().mean() for a, b in zip(guess, truth, strict=True)]).sum()
 
         return loss
 
 
-def _some_frames(frames: Tensor, n_frames: int | None) -> Tensor:
-    """``(B, n_frames, H, W)`` of ``(B, T, H, W)``: sample b gives its frames from ``b * n_frames`` (modulo T) on."""
-    if n_frames is None or n_frames >= frames.shape[1]:
+def _some_frames(frames: Tensor, leads: Tensor | None) -> Tensor:
+    """``(B, len(leads[0]), H, W)`` of ``(B, T, H, W)``: the frames ``leads[b]`` of each sample b; all when None."""
+    if leads is None:
         return frames
-    sample = torch.arange(len(frames), device=frames.device)[:, None]
-    lead = (sample * n_frames + torch.arange(n_frames, device=frames.device)) % frames.shape[1]
-    return frames[sample, lead]
+    return frames[torch.arange(len(frames), device=frames.device)[:, None], leads]
 
 
 class Lpips(nn.Module):

@@ -9,7 +9,6 @@ import csv
 import io
 import json
 import os
-import shutil
 from collections import defaultdict
 from collections.abc import Iterable
 from datetime import datetime, timedelta
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from nbhelpers.core.disk import check_room
 from nbhelpers.core.errors import UserError
 from nbhelpers.stages.perceptual_unet.data import (
     CATALOGUE_COLUMNS,
@@ -28,10 +28,10 @@ from nbhelpers.stages.perceptual_unet.data import (
     IMG_TYPE,
     MISSING,
     SIMULATION_NAME,
+    TEST_FROM,
 )
 from nbhelpers.stages.perceptual_unet.storms import VERSION, regime_of, simulate_event
 
-SPLIT = datetime(2019, 6, 1)  # SEVIR's test events start here
 EARTH_RADIUS = 6370997.0  # m, of SEVIR's projection
 PROJECTION = "+proj=laea +lat_0=38 +lon_0=-98 +units=m +a=6370997.0 +ellps=sphere "
 # SEVIR's periods of its files, (first month-day, last month-day).
@@ -76,12 +76,7 @@ def simulate(
         return catalogue
     data_dir.mkdir(parents=True, exist_ok=True)
     needed = n_events * size * size * n_frames + 2**20
-    free = shutil.disk_usage(data_dir).free
-    if free < needed:
-        raise UserError(
-            f"{data_dir} has {free / 1e6:.0f} MB free, the storms need {needed / 1e6:.0f} MB: free some space or "
-            "ask for fewer or smaller events."
-        )
+    check_room(data_dir, needed, "a simulation of these storms")
     _write_text(data_dir / SIMULATION_NAME, json.dumps(marker, indent=2) + "\n")
     with tqdm(total=n_events, desc="simulating storms", unit="event", disable=not progress) as bar:
         for file_name, indices in files.items():
@@ -176,7 +171,11 @@ def _event_time(rng: np.random.Generator, index: int) -> datetime:
     """70 % before SEVIR's test period, 30 % in it; by the golden ratio, so that even two events fall on both sides."""
     share = (0.3 + index * (np.sqrt(5) - 1) / 2) % 1.0
     first, last = datetime(2018, 1, 1), datetime(2019, 12, 1)
-    day = first + share / 0.7 * (SPLIT - first) if share < 0.7 else SPLIT + (share - 0.7) / 0.3 * (last - SPLIT)
+    day = (
+        first + share / 0.7 * (TEST_FROM - first)
+        if share < 0.7
+        else TEST_FROM + (share - 0.7) / 0.3 * (last - TEST_FROM)
+    )
     return datetime(day.year, day.month, day.day) + timedelta(minutes=5 * int(rng.integers(288)))
 
 

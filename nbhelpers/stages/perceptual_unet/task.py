@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from nbhelpers.core.errors import UserError
 from nbhelpers.core.fields import Field
+from nbhelpers.core.runtime import pick_device
 from nbhelpers.core.splits import split_hash
 from nbhelpers.stages.perceptual_unet import baselines, data, windows
 from nbhelpers.stages.perceptual_unet.advection import advection_nowcast
@@ -34,7 +35,19 @@ if TYPE_CHECKING:
 STAGE = "perceptual-unet"
 EVAL_BATCH = 4  # whole frames at once while scoring
 GB = 1_000_000_000
-LOWER_IS_BETTER = ("mse", "mae", "lpips", "feature_distance_random", "perceptual")
+
+
+def _monitor(metric: str, distance: str) -> Monitor:
+    """How to compare checkpoints by ``metric``; ``distance`` is the key of the feature distance.
+
+    Raises:
+        UserError: a metric that does not exist or that has no better end (a bias is best at 1).
+    """
+    lower = ["mse", "mae", distance]
+    higher = ["ssim", "csi_m", *(f"{score}_{level}" for score in ("csi", "hss") for level in data.THRESHOLDS)]
+    if metric not in lower + higher:
+        raise UserError(f"monitor is {metric!r}, expected one of {', '.join(lower + higher)}.")
+    return Monitor(metric, "min" if metric in lower else "max")
 
 
 class NowcastTask:
@@ -52,7 +65,6 @@ class NowcastTask:
 
     def __init__(self, config: Config, data_dir: Path):
         self.config, self.data_dir = config, Path(data_dir)
-        self.device = torch.device("cpu")
         events = data.read_catalogue(self.data_dir, max_pct_missing=config.max_pct_missing)
         self.shape = data.check_events(events)  # height and width of a frame
         if min(self.shape) < MIN_SIDE:
@@ -78,7 +90,7 @@ class NowcastTask:
         self.lpips = Lpips(config.lpips_net, config.lpips_source)
 
         self.phases = (self._phase(unet),)
-        self.monitor = Monitor(config.monitor, "min" if config.monitor in LOWER_IS_BETTER else "max")
+        self.monitor = _monitor(config.monitor, self.lpips.key)
         make = {
             "persistence": baselines.persistence,
             "advection": baselines.advection,
@@ -93,6 +105,7 @@ class NowcastTask:
             f"lower base_channels (it is {config.base_channels})",
             "use backbone 'squeeze'",
         )
+        self.to(pick_device())  # baselines and the λ panel run before any training, and shall not wait for a CPU
 
     def _phase(self, unet: nn.Module) -> Phase:
         optimizer = torch.optim.Adam(unet.parameters(), lr=self.config.lr)
@@ -106,7 +119,8 @@ class NowcastTask:
 
     def to(self, device: torch.device) -> None:
         self.device = device
-        self.lpips.to(device)
+        for module in (*self.modules.values(), self.lpips):
+            module.to(device)
         if self.perceptual is not None:
             self.perceptual.to(device)
 
@@ -162,9 +176,11 @@ class NowcastTask:
         return forecast(batch.frames.to(self.device), self.config.n_in, self.config.n_out)
 
     def evaluate(self, split: str, predictor: Predictor | None = None) -> Evaluation:
-        # The raw perceptual term is followed on validation, to be read beside its value in training.
-        scores = Verification(self.leads, self.lpips, perceptual=self.perceptual if split == "val" else None)
-        for batch in self.batches(split, epoch=0):
+        # The model's raw perceptual term is followed on validation, to be read beside its value in training.
+        followed = self.perceptual if split == "val" and predictor is None else None
+        scores = Verification(self.leads, self.lpips, perceptual=followed)
+        fixed = windows.fixed_windows(self.split.events[split], self.config)
+        for batch in windows.loader(fixed, self.config, self.cache, batch_size=EVAL_BATCH):
             observed = batch.frames[:, self.config.n_in :].to(self.device)
             scores.accumulate((predictor or self.forecast)(batch), observed, batch.events)
         return scores.compute()
@@ -207,6 +223,13 @@ class NowcastTask:
             )
         elif self.lpips.weights.source != "imagenet":
             remarks.append(f"lpips is {self.lpips.name}: close to canonical LPIPS, not the same.")
+        if absent := data.absent_files(self.data_dir):
+            remarks.append(
+                f"{len(absent)} files that the catalogue names are not in the data folder (e.g. {absent[0]}): their "
+                "events are left out."
+            )
+        nets = [] if self.perceptual is None else [f"perceptual term: {self.perceptual.weights}"]
+        remarks.append("; ".join([*nets, f"feature distance: {self.lpips.weights}"]) + ".")
         return remarks
 
     def judge(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from statistics import median
 
 import numpy as np
@@ -15,9 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 from nbhelpers.core import splits
 from nbhelpers.core.errors import UserError
 from nbhelpers.stages.perceptual_unet.config import Config
-from nbhelpers.stages.perceptual_unet.data import Event, EventCache
+from nbhelpers.stages.perceptual_unet.data import TEST_FROM, Event, EventCache
 
-TEST_FROM = datetime(2019, 6, 1)  # SEVIR's official test split begins here
 FRACTIONS = (0.5, 0.15, 0.35)  # train, val, test where no official date applies; 16 events give 6 to test on
 VAL_OF_TRAIN = 0.12  # share of the training dates that is held out, from their end
 SUBSETS = {"tiny": (8, 4), "medium": (24, 6), "large": (48, 12)}
