@@ -34,9 +34,10 @@ stamp: .venv/installed
 	$(BIN)/python notebooks/build.py
 
 .venv/installed: setup.cfg
+	@echo "Installing into .venv: about two minutes and 6 GB, most of it torch."
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --upgrade pip
-	$(BIN)/python -m pip install -e '.[test]'
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e '.[test]'
 	touch $@
 
 clean:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +11,14 @@ from side_by_side import record, side_by_side
 
 from nbhelpers.stages.perceptual_unet import data, windows
 from nbhelpers.stages.perceptual_unet.config import Config
+from nbhelpers.stages.perceptual_unet.simulate import simulate
 
-parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--data-dir", type=Path, required=True)
-data_dir = parser.parse_args().data_dir
 torch.set_num_threads(1)
-config = Config.for_profile("quick", backbone_weights="random", cache_gb=8.0)
-events = data.read_catalogue(data_dir, max_pct_missing=config.max_pct_missing)[:12]
-cache = data.EventCache(int(config.cache_gb * 1e9))
+folder = tempfile.TemporaryDirectory()
+simulate(Path(folder.name), n_events=8, size=384, n_frames=49)  # events of SEVIR's own size
+config = Config.for_profile("quick", windows_per_epoch=160)
+events = data.read_catalogue(Path(folder.name), max_pct_missing=1.0)
+cache = data.EventCache(10**9)
 shape = cache[events[0]].shape[1:]
 drawn = windows.random_windows(events, config, epoch=0, shape=shape, group=len(events))
 n_frames = config.n_in + config.n_out
