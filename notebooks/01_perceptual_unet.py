@@ -145,7 +145,7 @@ unet.down[0], unet.head
 # P = \sum_l \operatorname{mean}\,\bigl(\varphi_l(\hat y) - \varphi_l(y)\bigr)^2$$
 #
 # with $\varphi_l$ the activations of a pretrained image network. What λ *means* depends on the data, the network and S:
-# the value 5e-4 with S = 6000, copied from paper to paper, contributes a twentieth of a per cent. So look before you
+# with VGG16, the often copied 5e-4 with S = 6000 contributes a twentieth of a per cent. So look before you
 # train: the panel shows, on a real batch, which share of the loss and of the gradient the term has. Set either λ or the
 # share itself.
 
