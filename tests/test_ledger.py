@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from toy import ToyConfig, ToyTask
 
-from nbhelpers.training.ledger import Balance, entries, probe, resolve_weights, surrogate, weighted_sum
+from nbhelpers.training.ledger import Balance, entries, probe, resolve_weights, surrogate
 from nbhelpers.training.task import LossTerm
-from nbhelpers.training.weights import Share
+from nbhelpers.training.weights import Ramp, Share
 
 POINT = torch.tensor([3.0, 4.0])
 BOWL = LossTerm("bowl", lambda p: p.square().sum() / 2, 2.0)  # value 12.5, gradient (3, 4) of norm 5
@@ -21,7 +21,7 @@ FLAT = LossTerm("flat", lambda p: 0 * p.sum() + 7, 1.0)  # a value without a gra
 
 def test_shares_and_cosines_by_hand() -> None:
     probed = probe(POINT, (BOWL, RAMP))
-    assert probed.raw.tolist() == [12.5, 6.0] and probed.norms.tolist() == [5.0, 2.0]
+    assert probed.raw == (12.5, 6.0) and probed.norms == (5.0, 2.0)
     bowl, ramp = entries(probed, {"bowl": 2.0, "ramp": 3.0})
     # Weighted values 25 and 18, weighted norms 10 and 6, total gradient (12, 8).
     assert (bowl.value_share, ramp.value_share) == pytest.approx((25 / 43, 18 / 43))
@@ -65,7 +65,7 @@ def test_surrogate_backward_is_plain_autograd(dtype: torch.dtype) -> None:
     prediction = net(fields)
     probed = probe(prediction, terms)
     weights = Balance().weights(probed, terms)
-    surrogate(prediction, weighted_sum(probed.gradients, torch.tensor(list(weights.values())))).backward()
+    surrogate(probed, weights).backward()
     ours = [parameter.grad.clone() for parameter in net.parameters()]
 
     net.zero_grad()
@@ -88,7 +88,7 @@ def test_a_probe_is_float32_and_leaves_the_models_graph_alone() -> None:
     probed = probe(prediction, (LossTerm("bowl", bowl, 1.0),))
     assert seen == [torch.float32] and probed.gradients[0].dtype == torch.float32
     assert weight.grad is None
-    surrogate(prediction, probed.gradients[0]).backward()
+    surrogate(probed, {"bowl": 1.0}).backward()
     assert weight.grad.tolist() == [9.0, 16.0]
 
 
@@ -103,7 +103,7 @@ def test_shares_become_weights_in_closed_form() -> None:
 
 def test_a_share_reached_at_once_on_one_probe() -> None:
     probed = probe(POINT, (BOWL, RAMP))
-    norms = dict(zip(probed.names, probed.norms.tolist(), strict=True))
+    norms = dict(zip(probed.names, probed.norms, strict=True))
     _, ramp = entries(probed, resolve_weights({"bowl": 1.0, "ramp": Share(0.1)}, norms))
     assert ramp.grad_share == pytest.approx(0.1)
 
@@ -141,8 +141,7 @@ def _train(targets: dict[str, float], scales: dict[str, float], steps: int) -> d
             for entry in entries(probed, weights):
                 shares.setdefault(entry.term, []).append(entry.grad_share)
             optimizer.zero_grad()
-            weighted = torch.tensor([weights[name] for name in probed.names])
-            surrogate(update.prediction, weighted_sum(probed.gradients, weighted)).backward()
+            surrogate(probed, weights).backward()
             optimizer.step()
             steps -= 1
     return shares
@@ -185,3 +184,42 @@ def test_a_balance_restored_goes_on_as_if_never_stopped() -> None:
     other.load_state_dict(one.state_dict())
     assert one.weights(probe(2 * POINT, terms), terms) == other.weights(probe(2 * POINT, terms), terms)
     assert other.norms == pytest.approx({"bowl": 5.5, "ramp": 2.0})
+
+
+def test_cosines_between_terms_and_the_cells_of_a_row() -> None:
+    bowl, ramp = entries(probe(POINT, (BOWL, RAMP)), {"bowl": 2.0, "ramp": 3.0})
+    assert bowl.cosines == pytest.approx({"ramp": 0.6}) and ramp.cosines == pytest.approx({"bowl": 0.6})
+    assert list(bowl.row()) == [
+        "term", "raw", "weight", "value_share", "grad_share", "cosine_to_total", "cosine_to_ramp",
+    ]  # fmt: skip
+
+
+def test_a_term_that_acts_elsewhere_meets_what_the_others_send_back_there() -> None:
+    """Latent z = (1, 2), prediction 3z: a bowl on the prediction sends 9z back, a KL-like term pulls with z."""
+    z = torch.tensor([1.0, 2.0], requires_grad=True)
+    latent = z * 1
+    terms = (
+        LossTerm("bowl", lambda p: p.square().sum() / 2, 1.0),
+        LossTerm("kl", lambda q: q.square().sum() / 2, 3.0, role="regulariser", at=latent),
+    )
+    probed = probe(3 * latent, terms)
+    assert probed.norms == pytest.approx((3 * 5**0.5, 5**0.5))
+    bowl, kl = entries(probed, {"bowl": 1.0, "kl": 3.0})
+    assert bowl.grad_share == 1.0, "nothing else acts on the prediction"
+    assert kl.grad_share == pytest.approx(3 / 12)
+    assert kl.cosine_to_total == pytest.approx(1.0) and kl.cosines == {}
+    surrogate(probed, {"bowl": 1.0, "kl": 3.0}).backward()
+    assert z.grad.tolist() == [12.0, 24.0]
+
+
+def test_a_share_at_another_place_is_refused() -> None:
+    z = torch.ones(2, requires_grad=True)
+    terms = (BOWL, LossTerm("kl", lambda q: q.square().sum(), Share(0.1), at=z))
+    with pytest.raises(ValueError, match="cannot have a share"):
+        Balance().weights(probe(POINT, terms), terms)
+
+
+def test_a_ramp_rises_with_time_and_stays() -> None:
+    terms = (BOWL, LossTerm("ramp", RAMP.fn, Ramp(0.4, epochs=4, start=1)))
+    weights = [Balance().weights(probe(POINT, terms), terms, time=time)["ramp"] for time in (0, 1, 2, 5, 9)]
+    assert weights == pytest.approx([0, 0, 0.1, 0.4, 0.4])

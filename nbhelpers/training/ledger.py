@@ -2,10 +2,13 @@
 
 Each term's gradient is taken at the detached prediction, gᵢ = ∂Lᵢ/∂ŷ; the model's backward is then driven by
 ŷ·Σ wᵢgᵢ, which has exactly the gradient of Σ wᵢLᵢ. So the shares cost a few norms instead of a second backward.
+Terms that do not act on the prediction are treated alike at the tensor they act on.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,24 +17,25 @@ import torch
 from torch import Tensor
 
 from nbhelpers.training.task import LossTerm
-from nbhelpers.training.weights import Share
+from nbhelpers.training.weights import Ramp, Share
 
 EMA = 0.9  # of the gradient norms behind share-based weights: about ten steps of memory
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Every term at one prediction, before weighting."""
+    """Every term where it acts, before weighting."""
 
     names: tuple[str, ...]
-    raw: Tensor  # (terms,) values of the unweighted terms, float32
-    gradients: tuple[Tensor, ...]  # each of the prediction's shape, float32
-    norms: Tensor  # (terms,) Euclidean norms of the gradients
+    raw: tuple[float, ...]  # values of the unweighted terms
+    gradients: tuple[Tensor, ...]  # each of the shape of its place, float32
+    norms: tuple[float, ...]  # Euclidean norms of the gradients
+    places: tuple[Tensor, ...]  # the tensor of the graph that each term is a function of: mostly the prediction
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One row of ledger.csv."""
+    """What one term contributed at one step. Gradients are compared with those that meet them at the same place."""
 
     term: str
     raw: float  # the unweighted term
@@ -39,19 +43,29 @@ class Entry:
     value_share: float  # of the summed absolute weighted values
     grad_share: float  # of the summed norms of the weighted gradients
     cosine_to_total: float  # between this term's gradient and the whole loss's
+    cosines: Mapping[str, float]  # between this term's gradient and each other term's at the same place
+
+    def row(self) -> dict[str, Any]:
+        """The cells of ledger.csv; the cosines come last, because their columns depend on the terms."""
+        cells = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)[:-1]}
+        return cells | {f"cosine_to_{term}": value for term, value in self.cosines.items()}
 
 
 def probe(prediction: Tensor, terms: Sequence[LossTerm]) -> Probe:
-    """Value and gradient of every term at ``prediction`` (its own graph is left alone)."""
-    values, gradients = [], []
+    """Value and gradient of every term where it acts (the graph behind that is left alone)."""
+    values, gradients, places = [], [], []
     for term in terms:
-        leaf = prediction.detach().float().requires_grad_(True)
+        place = prediction if term.at is None else term.at
+        leaf = place.detach().float().requires_grad_(True)
         value = term.fn(leaf)
         (gradient,) = torch.autograd.grad(value, leaf)
         values.append(value.detach().float())
         gradients.append(gradient)
-    norms = torch.stack([gradient.norm() for gradient in gradients])
-    return Probe(tuple(term.name for term in terms), torch.stack(values), tuple(gradients), norms)
+        places.append(place)
+    norms = [gradient.norm() for gradient in gradients]
+    numbers = torch.stack([*values, *norms]).tolist()  # one transfer for all
+    names = tuple(term.name for term in terms)
+    return Probe(names, tuple(numbers[: len(names)]), tuple(gradients), tuple(numbers[len(names) :]), tuple(places))
 
 
 def resolve_weights(weights: Mapping[str, float | Share], norms: Mapping[str, float]) -> dict[str, float]:
@@ -76,36 +90,81 @@ def resolve_weights(weights: Mapping[str, float | Share], norms: Mapping[str, fl
 
 
 def entries(probed: Probe, weights: Mapping[str, float]) -> list[Entry]:
-    """The ledger of one probe under numeric ``weights``."""
-    w = torch.tensor([weights[name] for name in probed.names], device=probed.raw.device)
-    total = weighted_sum(probed.gradients, w)
-    dots = torch.stack([(gradient * total).sum() for gradient in probed.gradients])
-    raw, norms, dots, total_norm = (x.double().cpu() for x in (probed.raw, probed.norms, dots, total.norm()))
-    w = w.double().cpu()
-    value = (w * raw).abs()
-    gradient = (w * norms).abs()
-    # A term of weight 0 still has a direction; its cosine says which way it would pull.
-    signs = torch.where(w < 0, -1.0, 1.0)
-    cosine = signs * dots / (norms * total_norm)
-    return [
-        Entry(
-            name,
-            float(raw[i]),
-            float(w[i]),
-            float(value[i] / value.sum()) if value.sum() > 0 else 0.0,
-            float(gradient[i] / gradient.sum()) if gradient.sum() > 0 else 0.0,
-            float(cosine[i]) if torch.isfinite(cosine[i]) else 0.0,
-        )
-        for i, name in enumerate(probed.names)
-    ]
+    """The ledger of one probe under numeric ``weights``.
+
+    Terms on the prediction meet each other there. A term that acts elsewhere (a KL, at the latent's parameters) meets
+    what the others send back to that place, which takes a backward pass from the prediction to it.
+    """
+    weighted = [weights[name] * value for name, value in zip(probed.names, probed.raw, strict=True)]
+    total = sum(map(abs, weighted))
+    found: dict[str, Entry] = {}
+    for place in _distinct(probed.places):
+        here = [i for i, other in enumerate(probed.places) if other is place]
+        names = [probed.names[i] for i in here]
+        gradients = [probed.gradients[i] for i in here]
+        factors = [weights[name] for name in names]
+        if (sent := _sent_back(probed, weights, place)) is not None:
+            gradients, factors = [*gradients, sent.float()], [*factors, 1.0]
+        products = _products(gradients)
+        w = torch.tensor(factors, dtype=torch.float64)
+        norms = products.diagonal().clamp(min=0).sqrt()
+        shares = (w * norms).abs()
+        towards_total = products @ w
+        total_norm = float((w @ towards_total).clamp(min=0).sqrt())
+        for k, (i, name) in enumerate(zip(here, names, strict=True)):
+            sign = -1.0 if factors[k] < 0 else 1.0  # at weight 0 the cosine says which way the term would pull
+            found[name] = Entry(
+                name,
+                probed.raw[i],
+                factors[k],
+                abs(weighted[i]) / total if total > 0 else 0.0,
+                float(shares[k] / shares.sum()) if shares.sum() > 0 else 0.0,
+                sign * _cosine(towards_total[k], norms[k] * total_norm),
+                {other: _cosine(products[k, m], norms[k] * norms[m]) for m, other in enumerate(names) if m != k},
+            )
+    return [found[name] for name in probed.names]
 
 
-def weighted_sum(gradients: Sequence[Tensor], weights: Tensor) -> Tensor:
-    """Σ wᵢgᵢ."""
-    total = weights[0] * gradients[0]
-    for weight, gradient in zip(weights[1:], gradients[1:], strict=True):
-        total = total + weight * gradient
-    return total
+def _products(gradients: Sequence[Tensor]) -> Tensor:
+    """(n, n) scalar products of gradients, float64 on the CPU, in one transfer."""
+    n = len(gradients)
+    upper = [(gradients[i] * gradients[j]).sum() for i in range(n) for j in range(i, n)]
+    flat = torch.stack(upper).double().cpu()
+    products = torch.zeros(n, n, dtype=torch.float64)
+    rows, columns = torch.triu_indices(n, n)
+    products[rows, columns] = products[columns, rows] = flat
+    return products
+
+
+def _cosine(product: Tensor, norms: Tensor) -> float:
+    cosine = float(product / norms)
+    return cosine if math.isfinite(cosine) else 0.0
+
+
+def _sent_back(probed: Probe, weights: Mapping[str, float], place: Tensor) -> Tensor | None:
+    """What the other terms' gradient is at ``place``; None where the prediction does not depend on it."""
+    others = [i for i, other in enumerate(probed.places) if other is not place]
+    if not others or not place.requires_grad:
+        return None
+    names = [probed.names[i] for i in others]
+    scalar = surrogate(_chosen(probed, others), {name: weights[name] for name in names})
+    (gradient,) = torch.autograd.grad(scalar, place, retain_graph=True, allow_unused=True)
+    return gradient
+
+
+def _chosen(probed: Probe, indices: Sequence[int]) -> Probe:
+    pick = list(indices)
+    return Probe(
+        tuple(probed.names[i] for i in pick),
+        tuple(probed.raw[i] for i in pick),
+        tuple(probed.gradients[i] for i in pick),
+        tuple(probed.norms[i] for i in pick),
+        tuple(probed.places[i] for i in pick),
+    )
+
+
+def _distinct(places: Sequence[Tensor]) -> list[Tensor]:
+    return list({id(place): place for place in places}.values())
 
 
 class Balance:
@@ -114,15 +173,29 @@ class Balance:
     def __init__(self) -> None:
         self.norms: dict[str, float] = {}
 
-    def weights(self, probed: Probe, terms: Sequence[LossTerm]) -> dict[str, float]:
-        """Numeric weights for this step, after taking its gradient norms into account."""
-        declared = {term.name: term.weight for term in terms}
+    def weights(self, probed: Probe, terms: Sequence[LossTerm], *, time: float = 0.0) -> dict[str, float]:
+        """Numeric weights for this step, after taking its gradient norms into account.
+
+        Args:
+            time: in epochs, for weights that rise.
+
+        Raises:
+            ValueError: a share for a term that does not act on the prediction: there is no common place to share.
+        """
+        norms = dict(zip(probed.names, probed.norms, strict=True))
+        declared: dict[str, float | Share] = {}
+        for term in terms:
+            if isinstance(term.weight, Share) and term.at is not None:
+                raise ValueError(f"term {term.name!r} acts elsewhere than on the prediction: it cannot have a share")
+            declared[term.name] = term.weight.at(time) if isinstance(term.weight, Ramp) else term.weight
         if any(isinstance(weight, Share) for weight in declared.values()):
-            for name, norm in zip(probed.names, probed.norms.tolist(), strict=True):
+            for name, norm in norms.items():
                 # A mean that starts at 0 (a dry first batch, say) would take tens of steps to find the term's scale.
                 previous = self.norms.get(name, 0.0) or norm
                 self.norms[name] = EMA * previous + (1 - EMA) * norm
-        return resolve_weights(declared, self.norms)
+        elsewhere = {term.name for term in terms if term.at is not None}
+        known = {name: 0.0 if name in elsewhere else self.norms.get(name, norm) for name, norm in norms.items()}
+        return resolve_weights(declared, known)
 
     def state_dict(self) -> dict[str, Any]:
         return {"norms": dict(self.norms)}
@@ -131,6 +204,14 @@ class Balance:
         self.norms = dict(state["norms"])
 
 
-def surrogate(prediction: Tensor, gradient: Tensor) -> Tensor:
-    """A scalar whose gradient at ``prediction`` is ``gradient``: what backward is called on."""
-    return (prediction.float() * gradient.detach()).sum()
+def surrogate(probed: Probe, weights: Mapping[str, float]) -> Tensor:
+    """A scalar whose gradient is that of Σ wᵢLᵢ: what backward is called on."""
+    parts = []
+    for place in _distinct(probed.places):
+        total: Tensor | None = None
+        for name, gradient, other in zip(probed.names, probed.gradients, probed.places, strict=True):
+            if other is place:
+                total = weights[name] * gradient if total is None else total.add(gradient, alpha=weights[name])
+        assert total is not None
+        parts.append((place.float() * total).sum())
+    return torch.stack(parts).sum()

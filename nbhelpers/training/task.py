@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from nbhelpers.core.fields import Field
 from nbhelpers.training.metrics import Metric
-from nbhelpers.training.weights import Share
+from nbhelpers.training.weights import Weight
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,13 +22,24 @@ Predictor = Callable[[Batch], Tensor]
 
 
 @dataclass(frozen=True)
+class Sample:
+    """What guards look at in a batch: the data as they stand in the files, not as a loss has made them."""
+
+    raw: Mapping[str, Tensor]  # by key of `fields`: (B, …, H, W) raw values, missing ones as the files mark them
+    # (B, …, H, W) twice, NaN where missing: the target brought to the input's grid, and the input that it must
+    # resemble (the next frame and the last one; the degraded high resolution and the low one); None if there is none.
+    pair: tuple[Tensor, Tensor] | None = None
+
+
+@dataclass(frozen=True)
 class LossTerm:
-    """One summand of the loss, as a function of the prediction alone."""
+    """One summand of the loss, as a function of one tensor alone: the prediction, or what ``at`` names."""
 
     name: str  # lower snake case; a column of history.csv and a row of the ledger
-    fn: Callable[[Tensor], Tensor]  # prediction -> scalar, unweighted, float32
-    weight: float | Share  # the factor in the loss, or the gradient share it shall have
-    role: Literal["objective", "regulariser"] = "objective"
+    fn: Callable[[Tensor], Tensor]  # prediction (or `at`) -> scalar, unweighted, float32
+    weight: Weight  # the factor in the loss: a number, a number that rises (Ramp), or the gradient share it shall have
+    role: Literal["objective", "regulariser"] = "objective"  # only objectives are judged for being inert or dominating
+    at: Tensor | None = None  # tensor of the graph that `fn` acts on (a KL: mean, log-variance); None: prediction
 
 
 @dataclass(frozen=True)
@@ -35,8 +47,10 @@ class Update:
     """One optimizer step: a prediction that carries a graph, and the terms that judge it."""
 
     optimizer: str  # name of one of the phase's optimizers
-    prediction: Tensor
+    prediction: Tensor  # (B, …)
     terms: tuple[LossTerm, ...]
+    target: Tensor | None = None  # of the prediction's shape, in model units; None where there is no such thing
+    valid: Tensor | None = None  # bool, of the target's shape: where the target was measured; None: everywhere
 
 
 @dataclass(frozen=True)
@@ -51,10 +65,12 @@ class Phase:
 
 @dataclass(frozen=True)
 class Monitor:
-    """The validation metric that decides which checkpoint is best."""
+    """The validation metric that decides which checkpoint is best, and when it is enough."""
 
     metric: str
     mode: Literal["min", "max"]
+    patience: int | None = None  # stop after this many epochs without a better one; None trains to the end
+    armed_after: int = 0  # epochs during which patience is not counted, because a loss is still being ramped up
 
     def better(self, value: float, best: float | None) -> bool:
         """Whether ``value`` improves on ``best``; NaN never does."""
@@ -64,11 +80,20 @@ class Monitor:
 
 
 @dataclass(frozen=True)
+class Spread:
+    """Where the values of a field lie, in model units."""
+
+    low: float
+    high: float
+    std: float
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """What one predictor scored on one split."""
 
     metrics: Mapping[str, Metric]
-    ranges: Mapping[str, tuple[float, float]]  # smallest and largest value of "prediction" and "target", model units
+    spreads: Mapping[str, Spread]  # of "prediction" and of the measured "target"
 
 
 @dataclass(frozen=True)
@@ -97,20 +122,30 @@ class Task(Protocol):
     """What ``fit`` trains. A stage implements it; ``training`` knows nothing else about a stage."""
 
     stage: str  # name on the command line, e.g. "perceptual-unet"
-    config: Any  # frozen dataclass with `profile`, `seed` and `grad_clip`
+    config: Any  # frozen dataclass with `profile`, `seed`, `grad_clip`, `accumulate`, `ema_decay` and `may_change`
     fields: Mapping[str, Field]
     modules: MutableMapping[str, nn.Module]  # fit replaces the entries by accelerate's prepared ones
     phases: Sequence[Phase]
     nulls: Mapping[str, Predictor]  # predictors that need no training
     monitor: Monitor
+    event_level: float | None  # lowest target value, in model units, that some score counts as an event; None: no such
     headlines: Sequence[str]  # metrics that lead the report
     oom_advice: Sequence[str]  # the next smaller settings, in the order to try them
 
     def to(self, device: torch.device) -> None:
         """Place whatever the losses and metrics need (pretrained backbones, say) on ``device``."""
 
-    def batches(self, split: str, epoch: int) -> Iterable[Batch]:
-        """A DataLoader whose content is a pure function of (seed, split, epoch)."""
+    def keys(self) -> Mapping[str, Mapping[str, Collection[str]]]:
+        """What no two splits may share: kind of key ("event", "content", …) -> split -> keys."""
+
+    def batches(self, split: str, epoch: int, start: int = 0) -> DataLoader:
+        """Batches from number ``start`` on; their content is a pure function of (seed, split, epoch, number)."""
+
+    def look(self, batch: Batch) -> Sample:
+        """The data of a batch for the guards."""
+
+    def unreadable(self, batch: Batch) -> Sequence[str]:
+        """What was left out of the batch because it could not be read, a sentence each; mostly nothing."""
 
     def updates(self, batch: Batch, phase: Phase) -> Iterator[Update]:
         """The optimizer steps of one batch; fit finishes one before it asks for the next."""

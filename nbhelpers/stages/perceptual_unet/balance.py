@@ -43,7 +43,7 @@ def measure_balance(task: NowcastTask) -> Callable[[Config], list[Entry]]:
         LossTerm("perceptual", perceptual.against(target, mask, n_frames=task.config.perceptual_frames), 1.0),
     )
     probed = probe(task.forecast(batch), terms)
-    norms = dict(zip(probed.names, probed.norms.tolist(), strict=True))
+    norms = dict(zip(probed.names, probed.norms, strict=True))
 
     def balance(config: Config) -> list[Entry]:
         return entries(probed, resolve_weights({"mse": 1.0, "perceptual": config.perceptual_weight}, norms))
