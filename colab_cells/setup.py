@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-# True, on Colab: runs go to your Google Drive and outlive the session. Colab will ask for your permission.
+# True, on Colab: runs are copied to your Google Drive and outlive the session. Colab will ask for your permission.
 MOUNT_DRIVE = False  # @param {type:"boolean"}
 REPOSITORY = "https://github.com/nbhelpers/nbhelpers"
 

@@ -315,6 +315,8 @@ def test_both_cells_in_a_real_kernel(
         ({**COLAB, **KAGGLE}, "Save Version"),
         (COLAB, "mounted now"),
         ({**COLAB, "NBHELPERS_HOME": "/scratch/me"}, "mounted now"),
+        ({**COLAB, "NBHELPERS_COPY_DIR": "/mnt/safe"}, "mounted now"),
+        ({"NBHELPERS_COPY_DIR": "~/safe"}, "not Colab"),
     ],
 )
 def test_mount_cell_stands_alone_and_agrees_with_the_workspace(
@@ -326,8 +328,9 @@ def test_mount_cell_stands_alone_and_agrees_with_the_workspace(
     mounts = says == "mounted now"
     assert result.returncode == 0 and says in result.stdout, result.stderr
     assert ("COLAB MOUNTS /content/drive" in result.stdout) is mounts
-    runs = workspace(environ, drive=mounts).output_dir
-    assert f"Runs go to {runs if runs.is_absolute() else bare.cwd / runs}. " in result.stdout
+    place = workspace(environ, drive=mounts)
+    copied = f" and are copied to {place.copy_dir} as they are saved" if place.copy_dir else ""
+    assert f"Runs go to {bare.cwd / place.output_dir}{copied}. " in result.stdout
 
 
 def test_mount_cell_obeys_setup(bare: Bare, mount_cell: Path, tmp_path: Path) -> None:
@@ -341,7 +344,10 @@ def test_mount_cell_obeys_setup(bare: Bare, mount_cell: Path, tmp_path: Path) ->
 def test_mount_cell_finds_drive_mounted(bare: Bare, mount_cell: Path, tmp_path: Path) -> None:
     cell = replaced(mount_cell, tmp_path / "cell.py", **{"/content/drive": "/proc"})
     result = bare.run(cell, **COLAB)
-    assert result.stdout == "Runs go to /proc/MyDrive/nbhelpers/runs. Google Drive was mounted already.\n"
+    assert result.stdout == (
+        "Runs go to /content/nbhelpers/runs and are copied to /proc/MyDrive/nbhelpers/runs as they are saved. "
+        "Google Drive was mounted already.\n"
+    )
 
 
 # --- the texts ------------------------------------------------------------------------------------------------------

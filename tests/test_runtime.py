@@ -114,25 +114,30 @@ def test_colab_is_known_by_its_package(google: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("environ", "drive", "data", "runs"),
+    ("environ", "drive", "home", "copies"),
     [
-        (KAGGLE, False, "/kaggle/working/data", "/kaggle/working/runs"),
-        ({**COLAB, **KAGGLE}, True, "/kaggle/working/data", "/kaggle/working/runs"),
-        (COLAB, False, "/content/nbhelpers/data", "/content/nbhelpers/runs"),
-        (COLAB, True, "/content/nbhelpers/data", "/content/drive/MyDrive/nbhelpers/runs"),
-        ({}, False, "nbhelpers-workspace/data", "nbhelpers-workspace/runs"),
-        ({"NBHELPERS_HOME": "/scratch/me"}, False, "/scratch/me/data", "/scratch/me/runs"),
-        ({**COLAB, "NBHELPERS_HOME": "/scratch/me"}, True, "/scratch/me/data", "/scratch/me/runs"),
+        (KAGGLE, False, "/kaggle/working", None),
+        ({**COLAB, **KAGGLE}, True, "/kaggle/working", None),
+        (COLAB, False, "/content/nbhelpers", None),
+        (COLAB, True, "/content/nbhelpers", "/content/drive/MyDrive/nbhelpers/runs"),
+        ({}, False, "nbhelpers-workspace", None),
+        ({"NBHELPERS_HOME": "/scratch/me"}, False, "/scratch/me", None),
+        ({**COLAB, "NBHELPERS_HOME": "/scratch/me"}, True, "/scratch/me", None),
+        ({"NBHELPERS_COPY_DIR": "/mnt/safe"}, False, "nbhelpers-workspace", "/mnt/safe"),
+        ({**COLAB, "NBHELPERS_COPY_DIR": "/mnt/safe"}, True, "/content/nbhelpers", "/mnt/safe"),
+        ({"NBHELPERS_HOME": "/scratch/me", "NBHELPERS_COPY_DIR": "/mnt/safe"}, False, "/scratch/me", "/mnt/safe"),
     ],
 )
-def test_workspace(environ: dict[str, str], drive: bool, data: str, runs: str) -> None:
+def test_workspace(environ: dict[str, str], drive: bool, home: str, copies: str | None) -> None:
     place = runtime.workspace(environ, drive=drive)
-    assert (place.data_dir, place.output_dir) == (Path(data), Path(runs))
+    assert (place.data_dir, place.output_dir) == (Path(home, "data"), Path(home, "runs"))
+    assert place.copy_dir == (copies and Path(copies))
     assert place.platform == runtime.platform_name(environ)
 
 
-def test_workspace_home_may_be_written_with_a_tilde() -> None:
-    assert runtime.workspace({"NBHELPERS_HOME": "~/nb"}).data_dir == Path.home() / "nb" / "data"
+def test_workspace_folders_may_be_written_with_a_tilde() -> None:
+    place = runtime.workspace({"NBHELPERS_HOME": "~/nb", "NBHELPERS_COPY_DIR": "~/copies"})
+    assert (place.data_dir, place.copy_dir) == (Path.home() / "nb" / "data", Path.home() / "copies")
 
 
 def test_a_folder_named_drive_is_not_drive(tmp_path: Path) -> None:
@@ -363,8 +368,12 @@ def test_ipywidgets_rows() -> None:
 
 
 def test_drive_row(tmp_path: Path) -> None:
-    assert pf.check_drive(True, tmp_path).status == "ok"
-    assert "MOUNT_DRIVE = True" in pf.check_drive(False, tmp_path).cure
+    copied = pf.check_drive(True, tmp_path, Path("/mnt/copies"))
+    assert copied.status == "ok" and "copied to /mnt/copies" in copied.found
+    home = pf.check_drive(True, tmp_path, None)
+    assert home.status == "ok" and f"{tmp_path} and are not copied" in home.found
+    lost = pf.check_drive(False, tmp_path, None)
+    assert lost.status == "warn" and "MOUNT_DRIVE = True" in lost.cure
 
 
 def test_internet() -> None:

@@ -197,10 +197,12 @@ def check_ipywidgets(version: str | None) -> Check:
     return Check("ipywidgets", "warn", f"{found}: no panels, settings keep their defaults", "pip install ipywidgets")
 
 
-def check_drive(mounted: bool, output_dir: Path) -> Check:
-    """On Colab only Drive outlives the session."""
+def check_drive(mounted: bool, output_dir: Path, copy_dir: Path | None) -> Check:
+    """On Colab the VM's disk is lost with the session: runs outlive it where they are copied as they are saved."""
+    if copy_dir is not None:
+        return Check("Drive", "ok", f"runs are copied to {copy_dir} as they are saved")
     if mounted:
-        return Check("Drive", "ok", "mounted")
+        return Check("Drive", "ok", f"mounted; runs go to {output_dir} and are not copied")
     cure = "set MOUNT_DRIVE = True in the Setup cell and run it again"
     return Check("Drive", "warn", f"not mounted: {output_dir} is lost when the session ends", cure)
 
@@ -239,7 +241,7 @@ def preflight(*, output_dir: Path | None = None, data_dir: Path | None = None) -
     if any(c.status == "stop" for c in checks):
         return checks
 
-    import psutil  # type: ignore[import-untyped]
+    import psutil
     import torch
 
     place = workspace()
@@ -262,7 +264,7 @@ def preflight(*, output_dir: Path | None = None, data_dir: Path | None = None) -
         check_ipywidgets(installed_version("ipywidgets")),
     ]
     if platform == "colab":
-        checks.append(check_drive(drive_mounted(), output_dir))
+        checks.append(check_drive(drive_mounted(), output_dir, place.copy_dir))
     if platform != "local":
         checks.append(check_internet(internet_reachable(), platform))
     return checks

@@ -29,7 +29,7 @@ DRIVE = Path("/content/drive")
 # What `setup.cfg` requires, and numpy, which comes with all of it; a test compares the two lists.
 REQUIRED = (
     "torch", "torchvision", "numpy", "lpips", "h5py", "rasterio", "matplotlib", "ipywidgets", "gdown", "tqdm", "peft",
-    "accelerate", "safetensors", "PyYAML", "scipy", "requests",
+    "accelerate", "safetensors", "PyYAML", "scipy", "requests", "filelock", "psutil",
 )  # fmt: skip
 
 
@@ -82,19 +82,21 @@ class Workspace:
 
     platform: Platform
     data_dir: Path  # datasets, on a local disk: training from Drive is many times slower
-    output_dir: Path  # run folders, kept after the session where the platform can keep anything
+    output_dir: Path  # run folders, on a local disk too
+    copy_dir: Path | None  # where runs are copied to as they are saved; None: nowhere
 
 
 def workspace(environ: Mapping[str, str] = os.environ, *, drive: bool | None = None) -> Workspace:
     """The folders to use when the user names none.
 
-    ``NBHELPERS_HOME`` wins everywhere and holds both folders. Else Kaggle writes below ``/kaggle/working``; Colab
-    keeps data on the VM and runs on Drive if that is mounted; any other machine gets ``./nbhelpers-workspace``.
+    ``NBHELPERS_HOME`` wins everywhere and holds data and runs. Else Kaggle writes below ``/kaggle/working``; Colab
+    works on the VM's disk and copies runs to Drive if that is mounted; any other machine gets
+    ``./nbhelpers-workspace``. ``NBHELPERS_COPY_DIR`` names the folder for copies everywhere.
 
     Args:
         drive: whether Drive is mounted; ``None`` looks.
     """
-    name = platform_name(environ)
+    name, copies = platform_name(environ), None
     if environ.get("NBHELPERS_HOME"):
         home = Path(environ["NBHELPERS_HOME"]).expanduser()
     elif name == "kaggle":
@@ -102,10 +104,23 @@ def workspace(environ: Mapping[str, str] = os.environ, *, drive: bool | None = N
     elif name == "colab":
         home = Path("/content/nbhelpers")
         if drive if drive is not None else drive_mounted():
-            return Workspace(name, home / "data", DRIVE / "MyDrive" / "nbhelpers" / "runs")
+            copies = DRIVE / "MyDrive" / "nbhelpers" / "runs"
     else:
         home = Path("nbhelpers-workspace")
-    return Workspace(name, home / "data", home / "runs")
+    if environ.get("NBHELPERS_COPY_DIR"):
+        copies = Path(environ["NBHELPERS_COPY_DIR"]).expanduser()
+    return Workspace(name, home / "data", home / "runs", copies)
+
+
+def make_copy_dir(place: Workspace) -> Path | None:
+    """The workspace's folder for copies, made if it lies on a Drive that is mounted.
+
+    Anywhere else it must exist: a folder that is not there may belong to a disk that is not there.
+    """
+    copies = place.copy_dir
+    if copies is not None and drive_mounted() and copies.is_relative_to(DRIVE):
+        copies.mkdir(parents=True, exist_ok=True)
+    return copies
 
 
 @dataclass(frozen=True)
