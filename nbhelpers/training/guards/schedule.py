@@ -1,0 +1,152 @@
+"""Schedules that cannot finish, that nobody steps, or that follow a metric that does not exist (G8, G9)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch.optim.lr_scheduler import LRScheduler
+
+from nbhelpers.training.guards.guard import Epoch, Finding, Guard, Rehearsal
+from nbhelpers.training.guards.horizon import horizon
+from nbhelpers.training.task import Phase
+from nbhelpers.training.weights import Ramp
+
+MAX_MISS = 0.05  # of the run's steps: how far from the run's end the learning rate may reach its own (or one epoch)
+
+
+class Schedule(Guard):
+    """Loss ramps, patience and learning rates against the length of the run."""
+
+    name = "schedule"
+    exit_code = 2
+
+    def before(self, rehearsal: Rehearsal) -> Iterator[Finding]:
+        epochs = sum(phase.epochs for phase in rehearsal.task.phases)
+        terms = [term for update, _ in rehearsal.updates for term in update.terms]
+        ramps = {term.name: term.weight.end for term in terms if isinstance(term.weight, Ramp)}
+        yield from self._ramps(rehearsal.step, ramps, epochs)
+        yield from self._patience(rehearsal, ramps, epochs)
+        for phase in rehearsal.task.phases:
+            for name, scheduler in phase.schedulers.items():
+                yield from self._learning_rate(rehearsal, phase, name, scheduler)
+
+    def _ramps(self, step: int, ramps: Mapping[str, float], epochs: int) -> Iterator[Finding]:
+        for name, end in ramps.items():
+            if end > epochs:
+                yield self.stop(
+                    step,
+                    f"the weight of loss term {name!r} is still rising when the run ends",
+                    evidence=f"its ramp ends at epoch {end:g}, the run at {epochs}",
+                    cure="Shorten the ramp or train for more epochs.",
+                )
+
+    def _patience(self, rehearsal: Rehearsal, ramps: Mapping[str, float], epochs: int) -> Iterator[Finding]:
+        monitor = rehearsal.task.monitor
+        if monitor.patience is None:
+            return
+        last = max(ramps, key=lambda name: ramps[name], default=None)
+        if last is not None and monitor.armed_after < ramps[last]:
+            yield self.stop(
+                rehearsal.step,
+                f"early stopping counts epochs in which the weight of loss term {last!r} is still rising",
+                evidence=f"armed after {monitor.armed_after} epochs, the ramp ends at {ramps[last]:g}",
+                cure="Set armed_after to the end of the ramp or later.",
+            )
+        if monitor.armed_after + monitor.patience >= epochs:
+            yield self.stop(
+                rehearsal.step,
+                "early stopping is asked for and can never act",
+                evidence=f"armed after {monitor.armed_after} epochs with a patience of {monitor.patience}, in a run of "
+                f"{epochs}",
+                cure="Lower patience or armed_after, train for more epochs, or set patience to none.",
+            )
+
+    def _learning_rate(
+        self, rehearsal: Rehearsal, phase: Phase, name: str, scheduler: LRScheduler
+    ) -> Iterator[Finding]:
+        # An optimizer may step several times a batch (a critic); the first phase shows how often.
+        per_batch = max(1, sum(update.optimizer == name for update, _ in rehearsal.updates))
+        epoch = rehearsal.steps_per_epoch * per_batch
+        steps = phase.epochs * epoch
+        slack = max(epoch, MAX_MISS * steps)
+        if steps - scheduler.last_epoch <= slack:  # a run taken up so late that its end may lie behind it
+            return
+        end = horizon(scheduler, steps)
+        if end is not None and abs(end - steps) > slack:
+            yield self.stop(
+                rehearsal.step,
+                f"the learning rate of optimizer {name!r} in phase {phase.name!r} is made for a run of another length",
+                evidence=f"it reaches its end at step {end}, the phase has {steps} steps ({epoch} an epoch)",
+                cure="Set the scheduler's length to epochs times steps an epoch (it steps once a step, not an epoch).",
+            )
+
+
+@dataclass
+class SchedulerNotStepped(Guard):
+    """Schedulers that were made and that nobody steps."""
+
+    name = "scheduler_not_stepped"
+
+    steps: dict[str, int] = field(default_factory=dict)  # scheduler steps so far, by "phase/optimizer"
+
+    def before(self, rehearsal: Rehearsal) -> Iterator[Finding]:
+        phases = rehearsal.task.phases
+        driven = {id(_plain(scheduler.optimizer)) for phase in phases for scheduler in phase.schedulers.values()}
+        for phase in phases:
+            for name, scheduler in phase.schedulers.items():
+                self.steps.setdefault(f"{phase.name}/{name}", scheduler.last_epoch)  # a run taken up has it
+                if name not in phase.optimizers:
+                    yield self.warn(
+                        rehearsal.step,
+                        f"scheduler {name!r} of phase {phase.name!r} belongs to no optimizer, so nobody steps it",
+                        evidence=f"the phase's optimizers are {', '.join(phase.optimizers)}",
+                        cure="Give the scheduler the name of its optimizer.",
+                    )
+            for name, optimizer in phase.optimizers.items():
+                # torch writes "initial_lr" into an optimizer when a scheduler is made for it.
+                made = any("initial_lr" in group for group in optimizer.param_groups)
+                if made and id(_plain(optimizer)) not in driven:
+                    yield self.warn(
+                        rehearsal.step,
+                        f"a scheduler was made for optimizer {name!r} and is in no phase, so nobody steps it",
+                        evidence=f"schedulers of phase {phase.name!r}: {', '.join(phase.schedulers) or 'none'}",
+                        cure=f"Put it into the phase's schedulers as {name!r}.",
+                    )
+
+    def on_epoch(self, epoch: Epoch) -> Iterator[Finding]:
+        taken = epoch.steps - (epoch.rows[-1].get("skipped_steps") or 0)  # a step that is skipped moves no scheduler
+        for name, scheduler in epoch.phase.schedulers.items():
+            key = f"{epoch.phase.name}/{name}"
+            if taken > 0 and name in epoch.phase.optimizers and scheduler.last_epoch == self.steps.get(key):
+                yield self.warn(
+                    epoch.step,
+                    f"scheduler {name!r} has not been stepped",
+                    evidence=f"it stands at {scheduler.last_epoch} after an epoch of {taken:g} steps",
+                    cure="Check that the optimizer of that name is updated in this phase.",
+                )
+            self.steps[key] = scheduler.last_epoch
+
+
+class UnknownMonitor(Guard):
+    """A metric to select checkpoints by that validation does not have."""
+
+    name = "unknown_monitor"
+    exit_code = 2
+
+    def before(self, rehearsal: Rehearsal) -> Iterator[Finding]:
+        wanted = rehearsal.task.monitor.metric
+        if rehearsal.evaluation is not None and wanted not in rehearsal.evaluation.metrics:
+            known = sorted(rehearsal.evaluation.metrics)
+            yield self.stop(
+                rehearsal.step,
+                f"{wanted!r} is not among the validation metrics: choose one of {', '.join(known)}",
+                evidence=f"{len(known)} metrics after scoring the untrained model",
+                cure="Set monitor to one of these.",
+            )
+
+
+def _plain(optimizer: Any) -> Any:
+    """The optimizer itself, without accelerate's wrapping."""
+    return getattr(optimizer, "optimizer", optimizer)
