@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import math
+import os
 import resource
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -19,16 +21,24 @@ from nbhelpers.core.errors import UserError
 from nbhelpers.training import checkpoint, history
 from nbhelpers.training import fit as fit_module
 from nbhelpers.training.fit import Fitted, fit
-from nbhelpers.training.run import Run, open_run, read_json
+from nbhelpers.training.guards.guard import GuardStop
+from nbhelpers.training.opening import open_run
+from nbhelpers.training.report import make_report
+from nbhelpers.training.run import Run, read_json
 from nbhelpers.training.task import LossTerm, Phase, Update
 
 
+def press() -> None:
+    """The notebook's stop button, or Ctrl-C."""
+    os.kill(os.getpid(), signal.SIGINT)
+
+
 class Stopped(ToyTask):
-    """Presses the stop button (or whatever ``fault`` does) before update number ``at``, counted from 0."""
+    """Presses the stop button (or whatever ``fault`` does) before the update of step ``at``."""
 
     def __init__(self, config: ToyConfig, at: int, fault: Callable[[], None] | None = None):
         super().__init__(config)
-        self.at, self.fault = at, fault
+        self.at, self.fault = at + 1, fault  # the first update is the rehearsal's
 
     def updates(self, batch: Any, phase: Phase) -> Iterator[Update]:
         self.at -= 1
@@ -62,12 +72,16 @@ def assert_same(one: Any, other: Any, where: str = "state") -> None:
         assert one == other or (one != one and other != other), f"{where}: {one} against {other}"
 
 
+MEASURED = dict.fromkeys(("seconds", "memory_gb", "gpu_memory_gb"))  # of the machine, not of the run
+
+
 def assert_equal_runs(one: Run, other: Run) -> None:
-    """Weights, optimizer, schedules, generator, balance, history (but the seconds) and ledger are equal, bit by bit."""
+    """Weights, optimizer, schedules, balance, guards, history (but the machine's) and ledger are equal, bit by bit."""
     assert_same(weights(one), weights(other), "weights")
     states = [checkpoint.load_state(found) for found in (checkpoint.find(one, "last"), checkpoint.find(other, "last"))]
     assert_same(*states)
-    rows = [[{**row, "seconds": None} for row in history.read_rows(run.history_file)] for run in (one, other)]
+    assert one.guards_file.read_text() == other.guards_file.read_text()
+    rows = [[{**row, **MEASURED} for row in history.read_rows(run.history_file)] for run in (one, other)]
     assert_same(*rows, "history")
     assert one.ledger_file.read_text() == other.ledger_file.read_text()
     best = [read_json(run.checkpoints / "best.json", what="a pointer")["step"] for run in (one, other)]
@@ -95,8 +109,9 @@ def test_a_run_learns_and_writes_down_how(tmp_path: Path) -> None:
     assert [row["step"] for row in rows] == [STEPS_PER_EPOCH * row["epoch"] for row in rows]
     assert list(rows[0]) == [
         "epoch", "step", "phase", "train_total", "train_mse", "train_slope", "train_weight_slope",
-        "train_prediction_min", "train_prediction_max", "val_mse", "val_mae", "val_never_counted",
-        "val_prediction_min", "val_prediction_max", "lr_net", "seconds",
+        "train_prediction_min", "train_prediction_max", "train_skill", "skipped_steps", "val_mse", "val_mae",
+        "val_never_counted", "val_prediction_min", "val_prediction_max", "val_target_min", "val_target_max", "lr_net",
+        "seconds", "memory_gb", "gpu_memory_gb",
     ]  # fmt: skip
     assert rows[-1]["train_total"] < 0.3 * rows[0]["train_total"]
     assert rows[-1]["val_mse"] < 0.3 * start
@@ -106,15 +121,21 @@ def test_a_run_learns_and_writes_down_how(tmp_path: Path) -> None:
     assert fitted.run.read_config()["config"]["epochs"] == 8
 
 
-def test_the_ledger_has_every_tenth_step_and_the_share_that_was_asked_for(tmp_path: Path) -> None:
+def test_the_ledger_has_the_first_steps_then_every_tenth_and_the_share_that_was_asked_for(tmp_path: Path) -> None:
     rows = history.read_rows(train(tmp_path, epochs=15, slope_share=0.1).run.ledger_file)
     assert [(row["step"], row["term"]) for row in rows] == [
-        (step, term) for step in range(0, 60, 10) for term in ("mse", "slope")
+        (step, term) for step in (*range(16), *range(20, 60, 10)) for term in ("mse", "slope")
     ]
-    assert list(rows[0]) == ["step", "term", "raw", "weight", "value_share", "grad_share", "cosine_to_total"]
+    assert list(rows[0]) == [
+        "step", "term", "raw", "weight", "value_share", "grad_share", "cosine_to_total", "cosine_to_slope",
+        "cosine_to_mse",
+    ]  # fmt: skip
     for mse, slope in zip(rows[::2], rows[1::2], strict=True):
         assert mse["grad_share"] + slope["grad_share"] == pytest.approx(1)
-        assert 0.08 < slope["grad_share"] < 0.12
+        assert 0.07 < slope["grad_share"] < 0.15
+        assert mse["cosine_to_slope"] == pytest.approx(slope["cosine_to_mse"])
+    shares = [row["grad_share"] for row in rows if row["term"] == "slope"]
+    assert 0.08 < median(shares) < 0.12
     assert len({row["weight"] for row in rows if row["term"] == "slope"}) > 3, "the weight follows the gradients"
 
 
@@ -125,9 +146,9 @@ def test_the_gradient_that_trains_is_that_of_the_weighted_sum(tmp_path: Path) ->
     (optimizer,) = plain.phases[0].optimizers.values()
     (schedule,) = plain.phases[0].schedulers.values()
     fit(task, run)
-    torch.manual_seed(task.config.seed)
     plain.modules["net"].train()
-    for batch in plain.batches("train", 0):
+    for step, batch in enumerate(plain.batches("train", 0)):
+        fit_module._reseed(plain, step)  # dropout
         (update,) = plain.updates(batch, plain.phases[0])
         optimizer.zero_grad()
         sum(float(term.weight) * term.fn(update.prediction) for term in update.terms).backward()
@@ -227,22 +248,61 @@ def test_a_finished_run_is_left_as_it_is(whole: Run) -> None:
 def test_the_stop_button_costs_nothing(
     whole: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], at: int, again: str
 ) -> None:
-    """The notebook's cell run again (same task), or the notebook opened again (fresh task)."""
-    task = Stopped(ToyConfig(epochs=4), at)
+    """Pressed in the middle of a step, which is finished first; then the notebook's cell is run again (same task), or
+    the notebook is opened again (fresh task)."""
+    task = Stopped(ToyConfig(epochs=4), at, press)
     run = open_run(task, tmp_path, "run")
     stopped = fit(task, run)
     assert (stopped.interrupted, stopped.epochs) == (True, at // STEPS_PER_EPOCH)
+    last = checkpoint.find(run, "last")
+    assert last is not None and last.step == at + 1, "the step was finished and saved"
     said = capsys.readouterr().out
-    assert f"Stopped in epoch {at // 4 + 1}" in said
-    assert (f"{at // 4} finished epochs are saved" in said) == (at >= 4)
+    assert f"Stopped in epoch {at // 4 + 1} of 4. Run again to go on from step {at + 1}." in said
     assert task.evaluate("val").metrics["mse"].groups == 8, "the later cells work"
+    assert make_report(task, run)["checkpoint"]["step"] <= at + 1
     fitted = fit(task, run) if again == "same task" else train(tmp_path, epochs=4)
-    assert (fitted.interrupted, fitted.epochs) == (False, 4)
+    assert (fitted.interrupted, fitted.epochs, fitted.resumed_from) == (False, 4, at + 1)
     assert_equal_runs(run, whole)
 
 
+@pytest.mark.parametrize("at", [2, 11])
+def test_a_torn_step_is_not_saved(whole: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], at: int) -> None:
+    """Pressed twice: the step is not waited for, and the run goes on from the checkpoint before."""
+
+    def twice() -> None:
+        press()
+        press()
+
+    task = Stopped(ToyConfig(epochs=4), at, twice)
+    run = open_run(task, tmp_path, "run")
+    assert fit(task, run).interrupted
+    before = at // STEPS_PER_EPOCH * STEPS_PER_EPOCH
+    where = f"from step {before}" if before else "from the beginning"
+    assert f"Run again to go on {where}." in capsys.readouterr().out
+    assert_equal_runs(train(tmp_path, epochs=4).run, whole)
+
+
+def test_the_button_works_during_the_evaluation(whole: Run, tmp_path: Path) -> None:
+    class Slow(ToyTask):
+        seen = 0
+
+        def evaluate(self, split: str, predictor: Any = None) -> Any:
+            self.seen += 1
+            if self.seen == 3:  # before training, after epoch 1, after epoch 2
+                press()
+            return super().evaluate(split, predictor)
+
+    task = Slow(ToyConfig(epochs=4))
+    run = open_run(task, tmp_path, "run")
+    stopped = fit(task, run)
+    assert (stopped.interrupted, stopped.epochs) == (True, 1)
+    last = checkpoint.find(run, "last")
+    assert last is not None and last.step == 2 * STEPS_PER_EPOCH, "the second epoch's training is saved"
+    assert_equal_runs(train(tmp_path, epochs=4).run, whole)
+
+
 @pytest.mark.parametrize("pointer", ["best.json", "last.json"])
-def test_a_kill_between_data_and_pointer_costs_one_epoch(
+def test_a_save_that_dies_between_data_and_pointer_costs_one_epoch(
     whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pointer: str
 ) -> None:
     write = checkpoint.write_json
@@ -287,8 +347,8 @@ def test_going_on_from_a_given_checkpoint_of_the_run_itself(tmp_path: Path) -> N
     after = history.read_rows(run.history_file)
     fitted = fit(task, run, start=best.folder)
     assert (fitted.resumed_from, fitted.epochs) == (4, 8)
-    assert_same([{**row, "seconds": 0} for row in history.read_rows(run.history_file)],
-                [{**row, "seconds": 0} for row in after])  # fmt: skip
+    assert_same([{**row, **MEASURED} for row in history.read_rows(run.history_file)],
+                [{**row, **MEASURED} for row in after])  # fmt: skip
     assert checkpoint.find(run, "best") == best
 
 
@@ -296,7 +356,7 @@ def test_stopped_after_going_back_the_pointers_still_hold(tmp_path: Path) -> Non
     run = train(tmp_path, epochs=8, mode="max").run
     best = checkpoint.find(run, "best")
     assert best is not None
-    task = Stopped(ToyConfig(epochs=8, mode="max"), at=2 * STEPS_PER_EPOCH)
+    task = Stopped(ToyConfig(epochs=8, mode="max"), at=2 * STEPS_PER_EPOCH - 1, fault=press)
     assert fit(task, run, start=best.folder).interrupted
     last = checkpoint.find(run, "last")
     assert last is not None and last.step == best.step + 2 * STEPS_PER_EPOCH
@@ -335,38 +395,6 @@ def test_a_pickle_bomb_in_the_runs_checkpoint_is_refused(tmp_path: Path) -> None
 # what goes wrong -----------------------------------------------------------------------------------------------------
 
 
-def _spoiled(fn: Callable[[torch.Tensor], torch.Tensor], at: int) -> ToyTask:
-    class Spoiled(ToyTask):
-        def updates(self, batch: Any, phase: Phase) -> Iterator[Update]:
-            nonlocal at
-            at -= 1
-            (update,) = super().updates(batch, phase)
-            mse, slope = update.terms
-            yield update if at >= 0 else Update("net", update.prediction, (mse, LossTerm("slope", fn, slope.weight)))
-
-    return Spoiled(ToyConfig(epochs=3))
-
-
-@pytest.mark.parametrize(
-    ("fn", "named"),
-    [
-        (lambda p: p.sum() * math.nan, "slope = nan"),
-        (lambda p: p.square().sum() * math.inf, "slope = inf"),
-        (lambda p: (0 * p).abs().sqrt().sum(), "slope = 0.0, its gradient's norm nan"),
-    ],
-    ids=["nan", "inf", "infinite slope of a square root"],
-)
-def test_a_loss_that_is_not_finite_stops_and_names_the_term(tmp_path: Path, fn: Any, named: str) -> None:
-    task = _spoiled(fn, at=STEPS_PER_EPOCH + 1)
-    run = open_run(task, tmp_path, "run")
-    with pytest.raises(UserError, match=f"not finite at step 5 .*{named}.*lower the learning rate"):
-        fit(task, run)
-    last = checkpoint.find(run, "last")
-    assert last is not None and last.step == 4
-    assert all(torch.isfinite(tensor).all() for tensor in weights(run).values())
-    assert train(tmp_path, epochs=3).epochs == 3
-
-
 def test_an_unknown_monitor_names_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="'cis_74' is not among the validation metrics: choose one of mae, mse, never"):
         train(tmp_path, monitor="cis_74")
@@ -384,7 +412,7 @@ def test_out_of_memory_comes_with_the_stages_advice(tmp_path: Path) -> None:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
     task = Stopped(ToyConfig(), at=1, fault=exhaust)
-    with pytest.raises(UserError, match="ran out of memory: take smaller fields"):
+    with pytest.raises(GuardStop, match="memory does not hold a step of this size.*Take smaller fields"):
         fit(task, open_run(task, tmp_path, "run"))
 
 

@@ -118,7 +118,7 @@ def test_validation_can_be_scored_as_well(done: tuple[Run, dict[str, Any]]) -> N
 
 def test_a_run_without_a_checkpoint_has_no_report(tmp_path: Path) -> None:
     task, run = toy(tmp_path)
-    with pytest.raises(UserError, match="has no best checkpoint yet"):
+    with pytest.raises(UserError, match="has no checkpoint yet"):
         make_report(task, run)
     with pytest.raises(UserError, match="has no report.json"):
         read_report(run)

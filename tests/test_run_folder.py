@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from toy import toy
+from toy import toy, train
 
 from nbhelpers.core.errors import UserError
 from nbhelpers.training import checkpoint, history
-from nbhelpers.training.run import Run, architecture_hash, open_run, read_json, write_json
+from nbhelpers.training.opening import open_run
+from nbhelpers.training.run import Run, architecture_hash, read_json, write_json
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
@@ -61,7 +62,7 @@ def test_the_same_settings_open_the_same_run_and_change_nothing(tmp_path: Path) 
 
 
 def test_other_settings_are_refused_by_name_and_the_folder_is_untouched(tmp_path: Path) -> None:
-    _, run = toy(tmp_path)
+    run = train(tmp_path).run
     (tmp_path / "run-2").mkdir()
     before = snapshot(tmp_path)
     with pytest.raises(UserError, match=r"lr \(0.03 there, 0.1 now\).*seed \(0 there, 4 now\)|seed.*lr") as caught:
@@ -83,7 +84,8 @@ def test_fields_that_may_change_do(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("what", ["architecture", "data", "split"])
 def test_another_model_or_other_data_under_the_same_settings_are_refused(tmp_path: Path, what: str) -> None:
-    task, run = toy(tmp_path)
+    train(tmp_path)
+    task, _ = toy(tmp_path)
     if what == "architecture":
         task.modules["net"].append(nn.Conv2d(1, 1, 1))
     else:
@@ -93,6 +95,13 @@ def test_another_model_or_other_data_under_the_same_settings_are_refused(tmp_pat
     with pytest.raises(UserError, match=f"the {what} hash"):
         open_run(task, tmp_path, "run")
     assert snapshot(tmp_path) == before
+
+
+def test_a_run_that_has_not_begun_takes_other_settings(tmp_path: Path) -> None:
+    """A guard stopped it before its first step, the settings were mended, and nothing would be lost."""
+    toy(tmp_path, lr=9.0)
+    _, run = toy(tmp_path, lr=0.01)
+    assert run.read_config()["config"]["lr"] == 0.01
 
 
 def test_resume_never_starts_beside_it(tmp_path: Path) -> None:
@@ -192,13 +201,17 @@ def test_numbers_keep_all_their_digits(tmp_path: Path) -> None:
     assert history.read_rows(tmp_path / "h.csv") == [numbers]
 
 
-def test_other_columns_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
+def test_new_columns_are_added_and_absent_cells_are_empty(tmp_path: Path) -> None:
+    """A second phase has other terms."""
     path = tmp_path / "history.csv"
-    history.append_rows(path, ROWS[:1])
-    before = path.read_bytes()
-    with pytest.raises(ValueError, match="has columns"):
-        history.append_rows(path, [ROWS[1], {"step": 9}])
-    assert path.read_bytes() == before
+    history.append_rows(path, [{"step": 1, "mse": 0.5}])
+    history.append_rows(path, [{"step": 2, "adversarial": 0.1}])
+    history.append_rows(path, [{"step": 3}])
+    assert history.read_rows(path) == [
+        {"step": 1, "mse": 0.5, "adversarial": None},
+        {"step": 2, "mse": None, "adversarial": 0.1},
+        {"step": 3, "mse": None, "adversarial": None},
+    ]
 
 
 def test_rows_are_cut_back(tmp_path: Path) -> None:
@@ -283,7 +296,7 @@ def test_a_checkpoint_comes_back_as_it_was_saved(run: Run) -> None:
     assert same(fresh, modules)
     loaded = checkpoint.load_state(written)
     assert torch.equal(loaded.pop("moments")["a"], torch.arange(4.0))
-    assert loaded == {"format": 1, "step": 7, "balance": {"mse": 0.1}, "best": None, "lr": [1e-3]}
+    assert loaded == {"format": 2, "step": 7, "balance": {"mse": 0.1}, "best": None, "lr": [1e-3]}
 
 
 def test_a_run_folder_can_be_moved(run: Run, tmp_path: Path) -> None:
@@ -320,6 +333,27 @@ def test_what_was_just_saved_stays_though_later_steps_are_there(run: Run) -> Non
         save(run, step)
         last, best = checkpoint.find(run, "last"), checkpoint.find(run, "best")
         assert last is not None and last.step == step and best is not None and best.step == 4
+
+
+def test_what_a_pointer_names_is_never_replaced(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same step is saved again (stopped in the evaluation, gone back): at no moment may the run be unreadable."""
+    save(run, 4, seed=1, best=True)
+    replace, seen = os.replace, []
+
+    def watched(source: Any, target: Any) -> None:
+        seen.append([checkpoint.find(run, which) for which in ("last", "best")])
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", watched)
+    again = save(run, 4, seed=2)
+    third = save(run, 4, seed=3)
+    assert len(seen) == 4 and all(None not in pair for pair in seen)
+    assert checkpoint.find(run, "last") == third and third.step == 4
+    assert checkpoint.find(run, "best").folder.name == "step_000004"
+    assert again.folder != third.folder
+    save(run, 5)
+    save(run, 6)
+    assert {path.name for path in run.checkpoints.glob("step_*")} == {"step_000004", "step_000005", "step_000006"}
 
 
 def test_saving_a_step_again_replaces_it(run: Run) -> None:

@@ -19,8 +19,20 @@ from torch.utils.data import DataLoader, TensorDataset
 from nbhelpers.core.fields import Affine, Field
 from nbhelpers.training.fit import Fitted, fit
 from nbhelpers.training.metrics import Metric, mean_metric
-from nbhelpers.training.run import Run, open_run
-from nbhelpers.training.task import Evaluation, Gate, LossTerm, Monitor, Phase, Predictor, Update, Verdict
+from nbhelpers.training.opening import open_run
+from nbhelpers.training.run import Run
+from nbhelpers.training.task import (
+    Evaluation,
+    Gate,
+    LossTerm,
+    Monitor,
+    Phase,
+    Predictor,
+    Sample,
+    Spread,
+    Update,
+    Verdict,
+)
 from nbhelpers.training.weights import Share
 
 SIZE = 8
@@ -42,11 +54,16 @@ class ToyConfig:
     slope_weight: float | None = None  # a plain weight instead of slope_share
     slope_share: float = 0.1
     grad_clip: float = 1.0
+    accumulate: int = 1
+    batch_size: int = 6  # of the training split
+    ema_decay: float = 0.0
+    patience: int | None = None
+    armed_after: int = 0
     monitor: str = "mse"
     mode: Literal["min", "max"] = "min"  # "max" takes the worst epoch for the best, which is an early one
     workers: int = 0
 
-    may_change: ClassVar[frozenset[str]] = frozenset({"epochs", "workers"})
+    may_change: ClassVar[frozenset[str]] = frozenset({"epochs", "workers", "patience"})
 
 
 class ToyTask:
@@ -67,12 +84,23 @@ class ToyTask:
         field = Field("height", "m", (-10.0, 10.0), 0.0, 1.0, None, Affine())
         self.fields: Mapping[str, Field] = {"input": field, "target": field}
         self.nulls: Mapping[str, Predictor] = {"as_it_is": lambda batch: batch[0], "zero": lambda batch: batch[0] * 0}
-        self.monitor = Monitor(config.monitor, config.mode)
+        self.monitor = Monitor(config.monitor, config.mode, config.patience, config.armed_after)
+        self.event_level: float | None = None
 
     def to(self, device: torch.device) -> None:
         self.device = device
 
-    def batches(self, split: str, epoch: int) -> DataLoader:
+    def keys(self) -> dict[str, dict[str, list[str]]]:
+        return {"field": {split: [f"{split} {number}" for number in range(n)] for split, n in COUNTS.items()}}
+
+    def look(self, batch: Any) -> Sample:
+        noisy, clean = batch
+        return Sample({"input": noisy, "target": clean}, (clean, noisy))
+
+    def unreadable(self, batch: Any) -> Sequence[str]:
+        return ()
+
+    def batches(self, split: str, epoch: int, start: int = 0) -> DataLoader:
         """Noisy and clean fields, ``(B, 1, 8, 8)`` each; training fields have new noise every epoch."""
         epoch = epoch if split == "train" else 0
         rng = np.random.default_rng([self.config.data_seed, list(COUNTS).index(split)])
@@ -81,11 +109,14 @@ class ToyTask:
         clean = np.sin(2 * np.pi * x + phases[:, 0]) + np.cos(2 * np.pi * y + phases[:, 1])
         noise = np.random.default_rng([self.config.seed, list(COUNTS).index(split), epoch]).normal(size=clean.shape)
         pair = [torch.tensor(field[:, None], dtype=torch.float32) for field in (clean + 0.7 * noise, clean)]
-        return DataLoader(TensorDataset(*pair), batch_size=COUNTS[split] // STEPS_PER_EPOCH)
+        size = self.config.batch_size if split == "train" else 2
+        pair = [field[start * size :] for field in pair]
+        return DataLoader(TensorDataset(*pair), batch_size=size, num_workers=self.config.workers)
 
     def updates(self, batch: Any, phase: Phase) -> Iterator[Update]:
         noisy, clean = (field.to(self.device) for field in batch)
-        yield Update("net", self.modules["net"](noisy.expand(-1, self.config.width, -1, -1)), self.terms(clean))
+        prediction = self.modules["net"](noisy.expand(-1, self.config.width, -1, -1))
+        yield Update("net", prediction, self.terms(clean), target=clean)
 
     def terms(self, clean: Tensor) -> tuple[LossTerm, ...]:
         weight = Share(self.config.slope_share) if self.config.slope_weight is None else self.config.slope_weight
@@ -101,13 +132,13 @@ class ToyTask:
         return net(batch[0].to(self.device).expand(-1, self.config.width, -1, -1))
 
     def evaluate(self, split: str, predictor: Predictor | None = None) -> Evaluation:
-        squared, absolute, low, high = [], [], np.inf, -np.inf
+        squared, absolute, seen = [], [], []
         for batch in self.batches(split, 0):
             prediction = (predictor or self.predict)(batch).cpu().double()
             error = (prediction - batch[1]).reshape(-1, len(HALVES), SIZE // len(HALVES) * SIZE)
             squared.append(error.square().sum(-1).numpy())
             absolute.append(error.abs().sum(-1).numpy())
-            low, high = min(low, float(prediction.min())), max(high, float(prediction.max()))
+            seen.append(torch.stack([prediction, batch[1].double()]))
         counts = np.full((COUNTS[split], len(HALVES)), SIZE * SIZE / len(HALVES))
 
         def mean(sums: list[np.ndarray], counts: np.ndarray, units: str) -> Metric:
@@ -115,7 +146,10 @@ class ToyTask:
 
         metrics = {"mse": mean(squared, counts, "m^2"), "mae": mean(absolute, counts, "m")}
         metrics["never_counted"] = mean(squared, 0 * counts, "m")  # undefined, as the score of an event nobody saw
-        return Evaluation(metrics, {"prediction": (low, high)})
+        both = dict(zip(("prediction", "target"), torch.cat(seen, dim=1), strict=True))
+        return Evaluation(
+            metrics, {name: Spread(float(x.min()), float(x.max()), float(x.std())) for name, x in both.items()}
+        )
 
     def describe_data(self) -> dict[str, Any]:
         digest = hashlib.sha256(str([self.config.data_seed, COUNTS]).encode()).hexdigest()

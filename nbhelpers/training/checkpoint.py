@@ -21,7 +21,7 @@ from nbhelpers.core.disk import file_sha256
 from nbhelpers.core.errors import UserError
 from nbhelpers.training.run import Run, architecture_hash, read_json, write_json
 
-FORMAT = 1  # of state.pt; raised when its keys change
+FORMAT = 2  # of state.pt; raised when its keys change
 KEEP = 2  # newest checkpoints that stay beside the best one
 WEIGHTS, STATE = "model.safetensors", "state.pt"
 ABOUT = "checkpoint"  # key of the metadata in model.safetensors
@@ -42,7 +42,7 @@ def save(run: Run, *, step: int, modules: Mapping[str, nn.Module], state: Mappin
     Raises:
         UserError: the disk is full or the folder is gone; the checkpoints already there stay as they are.
     """
-    folder = run.checkpoints / f"step_{step:06d}"
+    folder = _free_folder(run, step)
     temporary = folder.with_name(folder.name + ".tmp")
     try:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -62,7 +62,6 @@ def save(run: Run, *, step: int, modules: Mapping[str, nn.Module], state: Mappin
         save_file(tensors, temporary / WEIGHTS, metadata={ABOUT: json.dumps(about)})
         for name in (WEIGHTS, STATE):
             _flush(temporary / name)
-        shutil.rmtree(folder, ignore_errors=True)
         os.replace(temporary, folder)
         checkpoint = Checkpoint(folder, step, file_sha256(folder / WEIGHTS))
         pointer = {"step": step, "path": f"checkpoints/{folder.name}", "sha256": checkpoint.sha256}
@@ -86,10 +85,25 @@ def find(run: Run, which: str) -> Checkpoint | None:
     Raises:
         UserError: the pointer names a checkpoint that is gone or whose weights have changed since.
     """
+    while (pointer := _pointer(run, which)) is not None:
+        try:
+            return _pointed_to(run, which, pointer)
+        except (UserError, OSError):
+            if _pointer(run, which) == pointer:
+                raise
+            # A run in training has moved on while its checkpoint was being read.
+    return None
+
+
+def _pointer(run: Run, which: str) -> dict[str, Any] | None:
     pointer_file = run.checkpoints / f"{which}.json"
     if not pointer_file.exists():
         return None
-    pointer = read_json(pointer_file, what="a checkpoint pointer {step, path, sha256}")
+    return read_json(pointer_file, what="a checkpoint pointer {step, path, sha256}")
+
+
+def _pointed_to(run: Run, which: str, pointer: Mapping[str, Any]) -> Checkpoint:
+    pointer_file = run.checkpoints / f"{which}.json"
     if not {"step", "path", "sha256"} <= pointer.keys():
         raise UserError(
             f"{pointer_file} has {', '.join(pointer) or 'nothing'}, expected step, path and sha256: delete it."
@@ -185,15 +199,37 @@ def _flush(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+def _names(run: Run) -> set[str]:
+    """Folders that the pointers name."""
+    pointers = (_pointer(run, which) for which in ("last", "best"))
+    return {Path(str(pointer["path"])).name for pointer in pointers if pointer is not None}
+
+
+def _free_folder(run: Run, step: int) -> Path:
+    """Where to write a checkpoint of ``step``. What a pointer names is never replaced, not even for an instant."""
+    name, named = f"step_{step:06d}", _names(run)
+    number = 1
+    while (candidate := name if number == 1 else f"{name}-{number}") in named:
+        number += 1
+    shutil.rmtree(run.checkpoints / candidate, ignore_errors=True)  # left by a kill before its pointer was written
+    return run.checkpoints / candidate
+
+
+def clean(run: Run) -> None:
+    """Delete what a killed process left half written."""
+    for temporary in run.checkpoints.glob("*.tmp"):
+        shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink()
+
+
 def _prune(run: Run, step: int) -> None:
-    """Delete checkpoints older than the newest ones up to ``step``, except the best.
+    """Delete checkpoints older than the newest ones up to ``step``, except those that a pointer names.
 
     Later steps are there when a run was taken up from one of its earlier checkpoints; they do not count as newest.
     """
-    best_file = run.checkpoints / "best.json"
-    best = Path(read_json(best_file, what="a checkpoint pointer")["path"]).name if best_file.exists() else None
-    steps = {f: int(f.name[5:]) for f in run.checkpoints.iterdir() if re.fullmatch(r"step_\d+", f.name)}
-    folders = sorted((folder for folder in steps if steps[folder] <= step), key=lambda folder: steps[folder])
+    named = _names(run)
+    found = {f: re.fullmatch(r"step_(\d+)(?:-(\d+))?", f.name) for f in run.checkpoints.iterdir()}
+    order = {folder: (int(match[1]), int(match[2] or 1)) for folder, match in found.items() if match}
+    folders = sorted((folder for folder in order if order[folder][0] <= step), key=lambda folder: order[folder])
     for folder in folders[:-KEEP]:
-        if folder.name != best:
+        if folder.name not in named:
             shutil.rmtree(folder)

@@ -13,25 +13,21 @@ from nbhelpers.core.errors import UserError
 
 
 def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Append ``rows`` and flush them to disk; the first call writes the header.
+    """Append ``rows`` and flush them to disk; a column that is new is added at the end, empty in earlier rows.
 
     Raises:
-        ValueError: when a row's columns differ from the header's.
         UserError: the disk is full or the folder is gone.
     """
     if not rows:
         return
-    new = not path.exists()
-    header = list(rows[0]) if new else _read(path)[0]
-    for row in rows:
-        if set(row) != set(header):
-            raise ValueError(f"{path.name} has columns {header}, but a row has {list(row)}")
+    header, earlier = _read(path) if path.exists() else ([], [])
+    columns = list(dict.fromkeys([*header, *(key for row in rows for key in row)]))
     try:
+        if columns != header:
+            _write(path, columns, [*earlier, *rows])
+            return
         with path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, header)
-            if new:
-                writer.writeheader()
-            writer.writerows(rows)
+            csv.DictWriter(file, columns).writerows(rows)
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
@@ -54,14 +50,22 @@ def keep_rows(path: Path, keep: Callable[[Mapping[str, Any]], bool]) -> None:
     if not rows:  # without rows no column is fixed yet
         path.unlink()
         return
+    _write(path, header, rows)
+
+
+def _write(path: Path, header: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, header)
-        writer.writeheader()
-        writer.writerows(rows)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, header)
+            writer.writeheader()
+            writer.writerows(rows)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:

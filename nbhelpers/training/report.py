@@ -11,10 +11,13 @@ from tqdm.auto import tqdm
 
 from nbhelpers.core.errors import UserError
 from nbhelpers.core.runtime import environment, pick_device
-from nbhelpers.training import checkpoint, history
+from nbhelpers.training import checkpoint, history, mirror
+from nbhelpers.training.guards.guard import Finding
+from nbhelpers.training.guards.watch import read_guards
 from nbhelpers.training.ledger_figure import ledger_figure
 from nbhelpers.training.metrics import Metric, paired_difference, summarise
-from nbhelpers.training.run import Run, check_same_data, read_json, write_json
+from nbhelpers.training.opening import check_same_data
+from nbhelpers.training.run import Run, read_json, write_json
 from nbhelpers.training.task import Gate, Task
 
 
@@ -23,7 +26,8 @@ def make_report(
 ) -> dict[str, Any]:
     """Score a run's checkpoint and the null predictors on ``split``; write report.json, report.md and figures.
 
-    The weights of ``which`` ("best" by the monitor, or "last") are loaded into the task, so every number is theirs.
+    The weights of ``which`` ("best" by the monitor, or "last") are loaded into the task, so every number is theirs. A
+    run that was stopped before its first validation has no best yet: then it is the last, and the report says so.
 
     Args:
         reference: a run of the same stage and data to compare with in the verdict (the one without the extra term).
@@ -32,8 +36,10 @@ def make_report(
         UserError: no checkpoint yet, or a reference without a report on the same data and split.
     """
     found = checkpoint.find(run, which)
+    if found is None and which == "best":
+        which, found = "last", checkpoint.find(run, "last")
     if found is None:
-        raise UserError(f"{run.folder} has no {which} checkpoint yet: train it first.")
+        raise UserError(f"{run.folder} has no checkpoint yet: train it first.")
     data = {**task.describe_data(), "scored_split": split}
     other_run = _reference(reference, data)
     check_same_data(task, run)
@@ -53,7 +59,7 @@ def make_report(
         "stage": task.stage,
         "run": run.name,
         "profile": task.config.profile,
-        "remarks": list(task.remarks()),
+        "remarks": [*_unfinished(task, run, len(rows)), *task.remarks()],
         "checkpoint": {
             "name": which,
             "step": found.step,
@@ -71,7 +77,7 @@ def make_report(
             for null, theirs in scores.items()
         },
         "ledger": ledger_summary(history.read_rows(run.ledger_file)),
-        "guards": [],
+        "guards": read_guards(run),
         "device": environment()["device"],
         "train_seconds": sum(row["seconds"] for row in rows),
     }
@@ -85,7 +91,24 @@ def make_report(
         figure.savefig(run.figures / f"{name}.png", dpi=110, bbox_inches="tight")
         names.append(name)
     (run.folder / "report.md").write_text(as_markdown(report, task.headlines, names), encoding="utf-8")
+    if run.copy_dir is not None:
+        try:
+            mirror.push(run, run.copy_dir)
+        except mirror.CopyError as error:
+            print(f"NOTE {error}")
     return report
+
+
+def _unfinished(task: Task, run: Run, epochs: int) -> list[str]:
+    """What a reader must know of a run that did not train as long as it was meant to."""
+    planned = sum(phase.epochs for phase in task.phases)
+    last = checkpoint.find(run, "last")
+    if epochs >= planned or last is None:
+        return []
+    stale, patience = checkpoint.load_state(last)["progress"]["stale"], task.monitor.patience
+    if patience is not None and stale >= patience:
+        return [f"Stopped early after {epochs} of {planned} epochs: {stale} without a better {task.monitor.metric}."]
+    return [f"Not finished: {epochs} of {planned} epochs are trained."]
 
 
 def read_report(run: Run) -> dict[str, Any]:
@@ -189,6 +212,8 @@ def as_markdown(report: Mapping[str, Any], headlines: Sequence[str], figures: Se
         "",
     ]
     lines += [f"- {Gate(**gate)}" for gate in report["gates"]]
+    lines += ["", "## Guards", ""]
+    lines += [f"- {Finding(**found)}" for found in report["guards"]] or ["- none had anything to say"]
     n = next(iter(report["metrics"].values()))["n"]
     lines += [
         "",
