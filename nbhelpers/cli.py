@@ -62,6 +62,9 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
             help="go on with the run; start <name>-2; or go on from a checkpoint folder",
         )
         stage.add_argument(
+            "--copy-dir", type=Path, help="an existing folder (Drive) that runs are copied to, and brought back from"
+        )
+        stage.add_argument(
             "--tracker", choices=("none", "tensorboard", "wandb"), default="none", help="also log the history there"
         )
         if _is_asked_for(argv, "train", name):  # the stage's settings import its code
@@ -183,8 +186,8 @@ def _data_simulate(arguments: argparse.Namespace) -> int:
 def _train(arguments: argparse.Namespace) -> int:
     from nbhelpers.training import checkpoint
     from nbhelpers.training.fit import fit
+    from nbhelpers.training.opening import open_run
     from nbhelpers.training.report import make_report
-    from nbhelpers.training.run import open_run
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("training in several processes is not there yet: start one process, on one GPU.")
@@ -205,7 +208,9 @@ def _train(arguments: argparse.Namespace) -> int:
         print(f"NOTE {remark}")
     output_dir = getattr(arguments, "output_dir", runtime.workspace().output_dir)
     resume = "never" if arguments.resume == "never" else "auto"
-    run = open_run(task, output_dir, getattr(arguments, "run_name", f"{arguments.stage}-{profile}"), resume=resume)
+    name = getattr(arguments, "run_name", f"{arguments.stage}-{profile}")
+    copy_dir = arguments.copy_dir or runtime.make_copy_dir(runtime.workspace())
+    run = open_run(task, output_dir, name, resume=resume, copy_dir=copy_dir)
     print(f"Run folder: {run.folder}")
     fitted = fit(task, run, start=start, tracker=arguments.tracker)
     if fitted.interrupted:
@@ -246,7 +251,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 def _predict(arguments: argparse.Namespace) -> int:
     from nbhelpers.training import checkpoint
-    from nbhelpers.training.run import check_same_data
+    from nbhelpers.training.opening import check_same_data
 
     task, run = _open_existing(arguments)
     check_same_data(task, run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import astuple
 
 import numpy as np
 import pytest
@@ -58,7 +59,9 @@ def test_any_batch_size_gives_the_same_scores(
     lpips: Lpips, forecast: Tensor, observed: Tensor, sizes: Sequence[int]
 ) -> None:
     whole, parts = score(lpips, forecast, observed), score(lpips, forecast, observed, sizes=sizes)
-    assert set(whole.metrics) == set(parts.metrics) and whole.ranges == parts.ranges
+    assert set(whole.metrics) == set(parts.metrics)
+    for name, spread in whole.spreads.items():
+        assert astuple(parts.spreads[name]) == pytest.approx(astuple(spread))
     for name, metric in whole.metrics.items():
         other = parts.metrics[name]
         assert metric.sums.shape[:2] == (3, 2) and metric.labels == ("5 min", "10 min")
@@ -159,13 +162,15 @@ def test_groups_are_events_and_lead_times_stay_apart(lpips: Lpips, forecast: Ten
     assert other["csi_74"].by_label.tolist() == [metrics["csi_74"].by_label[0], 0.0]
 
 
-def test_ranges_are_those_of_the_unclipped_forecast_and_the_measured_truth(
+def test_spreads_are_those_of_the_unclipped_forecast_and_the_measured_truth(
     lpips: Lpips, forecast: Tensor, observed: Tensor
 ) -> None:
-    ranges = score(lpips, forecast, observed).ranges
-    assert ranges["prediction"] == pytest.approx((float(forecast.min()), float(forecast.max())))
-    assert ranges["prediction"][0] < 0
-    assert ranges["target"] == pytest.approx((0.0, int(observed[observed != MISSING].max()) / 255))
+    spreads = score(lpips, forecast, observed).spreads
+    measured = observed[observed != MISSING] / 255
+    for name, values in (("prediction", forecast), ("target", measured)):
+        expected = (float(values.min()), float(values.max()), float(values.double().std(correction=0)))
+        assert astuple(spreads[name]) == pytest.approx(expected)
+    assert spreads["prediction"].low < 0
 
 
 def test_every_score_of_the_stage_is_there(lpips: Lpips, forecast: Tensor, observed: Tensor) -> None:

@@ -84,22 +84,43 @@ class Config:
     cosine: bool = True
     # Largest norm of the whole gradient; 0 switches clipping off.
     grad_clip: float = 1.0
+    # Batches whose gradients are added up before a step: a larger batch in the memory of a small one.
+    accumulate: int = 1
+    # Score and ship a running average of the weights with this decay, e.g. 0.999; 0 switches it off.
+    ema_decay: float = 0.0
     # Validation metric that picks the best checkpoint.
     monitor: str = "csi_74"
+    # Stop after this many epochs without a better monitor; none trains to the end.
+    patience: int | None = None
+    # Epochs during which patience is not counted.
+    armed_after: int = 0
 
     # Fields that may differ when a run is continued.
-    may_change: ClassVar[frozenset[str]] = frozenset({"epochs", "num_workers", "cache_gb"})
+    may_change: ClassVar[frozenset[str]] = frozenset({"epochs", "num_workers", "cache_gb", "patience"})
 
     def __post_init__(self) -> None:
-        for name in ("n_in", "n_out", "windows_per_epoch", "eval_windows", "batch_size", "base_channels", "epochs"):
+        for name in (
+            "n_in",
+            "n_out",
+            "windows_per_epoch",
+            "eval_windows",
+            "batch_size",
+            "base_channels",
+            "epochs",
+            "accumulate",
+        ):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}, expected at least 1.")
         for name in ("lr", "perceptual_scale", "cache_gb"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} is {getattr(self, name)}, expected a number above 0.")
-        for name in ("seed", "depth", "num_workers", "crop", "grad_clip", "max_pct_missing"):
+        for name in ("seed", "depth", "num_workers", "crop", "grad_clip", "max_pct_missing", "armed_after"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"{name} is {getattr(self, name)}, expected 0 or more.")
+        if not 0 <= self.ema_decay < 1:
+            raise UserError(f"ema_decay is {self.ema_decay}, expected 0 (off) or a decay below 1, e.g. 0.999.")
+        if self.patience is not None and self.patience < 1:
+            raise UserError(f"patience is {self.patience}, expected at least 1 epoch, or none to train to the end.")
         if self.perceptual_frames is not None and self.perceptual_frames < 1:
             raise UserError(f"perceptual_frames is {self.perceptual_frames}, expected at least 1, or none for all.")
         if (self.lambda_perc is None) == (self.perceptual_share is None):

@@ -23,11 +23,12 @@ from nbhelpers.core.splits import split_hash
 from nbhelpers.stages.perceptual_unet import baselines, data, windows
 from nbhelpers.stages.perceptual_unet.advection import advection_nowcast
 from nbhelpers.stages.perceptual_unet.config import MIN_SIDE, Config
+from nbhelpers.stages.perceptual_unet.content import fingerprint
 from nbhelpers.stages.perceptual_unet.losses import Lpips, PerceptualLoss, masked_mse
 from nbhelpers.stages.perceptual_unet.model import UNet2D
 from nbhelpers.stages.perceptual_unet.verification import Verification
 from nbhelpers.stages.perceptual_unet.windows import Batch
-from nbhelpers.training.task import Evaluation, Gate, LossTerm, Monitor, Phase, Predictor, Update, Verdict
+from nbhelpers.training.task import Evaluation, Gate, LossTerm, Monitor, Phase, Predictor, Sample, Update, Verdict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,17 +38,17 @@ EVAL_BATCH = 4  # whole frames at once while scoring
 GB = 1_000_000_000
 
 
-def _monitor(metric: str, distance: str) -> Monitor:
-    """How to compare checkpoints by ``metric``; ``distance`` is the key of the feature distance.
+def _monitor(config: Config, distance: str) -> Monitor:
+    """How to compare checkpoints by ``config.monitor``; ``distance`` is the key of the feature distance.
 
     Raises:
         UserError: a metric that does not exist or that has no better end (a bias is best at 1).
     """
-    lower = ["mse", "mae", distance]
+    metric, lower = config.monitor, ["mse", "mae", distance]
     higher = ["ssim", "csi_m", *(f"{score}_{level}" for score in ("csi", "hss") for level in data.THRESHOLDS)]
     if metric not in lower + higher:
         raise UserError(f"monitor is {metric!r}, expected one of {', '.join(lower + higher)}.")
-    return Monitor(metric, "min" if metric in lower else "max")
+    return Monitor(metric, "min" if metric in lower else "max", config.patience, config.armed_after)
 
 
 class NowcastTask:
@@ -90,7 +91,8 @@ class NowcastTask:
         self.lpips = Lpips(config.lpips_net, config.lpips_source)
 
         self.phases = (self._phase(unet),)
-        self.monitor = _monitor(config.monitor, self.lpips.key)
+        self.monitor = _monitor(config, self.lpips.key)
+        self.event_level: float | None = data.THRESHOLDS[0] / 255
         make = {
             "persistence": baselines.persistence,
             "advection": baselines.advection,
@@ -111,7 +113,8 @@ class NowcastTask:
         optimizer = torch.optim.Adam(unet.parameters(), lr=self.config.lr)
         n_events = len(self.split.events["train"])
         drawn = n_events * windows.windows_per_event(self.config, n_events)
-        steps = self.config.epochs * math.ceil(drawn / self.config.batch_size)
+        batches = math.ceil(drawn / self.config.batch_size)
+        steps = self.config.epochs * math.ceil(batches / self.config.accumulate)
         schedulers = {}
         if self.config.cosine:
             schedulers["unet"] = LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(step / steps, 1))))
@@ -124,23 +127,49 @@ class NowcastTask:
         if self.perceptual is not None:
             self.perceptual.to(device)
 
-    def batches(self, split: str, epoch: int) -> DataLoader:
+    def keys(self) -> dict[str, dict[str, set[str]]]:
+        """Events, their content, and their days where the split is by date."""
+        found = {
+            "event": {name: {event.id for event in group} for name, group in self.split.events.items()},
+            "content": {
+                name: {key for event in group if (key := fingerprint(event)) is not None}
+                for name, group in self.split.events.items()
+            },
+        }
+        if self.split.by_day:
+            found["day"] = {n: {str(event.time.date()) for event in group} for n, group in self.split.events.items()}
+        return found
+
+    def look(self, batch: Batch) -> Sample:
+        """Grey levels, and the first frame to predict beside the last one seen."""
+        n_in = self.config.n_in
+        near = batch.frames[:, n_in - 1 : n_in + 1].float()
+        last, first = torch.where(near == data.MISSING, torch.nan, near).unbind(1)
+        return Sample({"input": batch.frames[:, :n_in], "target": batch.frames[:, n_in:]}, (first, last))
+
+    def unreadable(self, batch: Batch) -> Sequence[str]:
+        return batch.unreadable
+
+    def batches(self, split: str, epoch: int, start: int = 0) -> DataLoader:
         """Random windows of the training events, or the fixed windows of another split (whatever the epoch)."""
         events = self.split.events[split]
         if split != "train":
-            return windows.loader(
-                windows.fixed_windows(events, self.config), self.config, self.cache, batch_size=EVAL_BATCH
-            )
+            fixed = windows.fixed_windows(events, self.config)[start * EVAL_BATCH :]
+            return windows.loader(fixed, self.config, self.cache, batch_size=EVAL_BATCH)
         drawn = windows.random_windows(
             events, self.config, epoch=epoch, shape=self.shape, group=self.cache.events_that_fit(events, self.shape)
         )
-        return windows.loader(drawn, self.config, self.cache, batch_size=self.config.batch_size)
+        drawn = drawn[start * self.config.batch_size :]
+        return windows.loader(drawn, self.config, self.cache, batch_size=self.config.batch_size, forgiving=True)
 
     def updates(self, batch: Batch, phase: Phase) -> Iterator[Update]:
+        if not len(batch.frames):
+            return
         frames, valid = data.VIL.to_model(batch.frames.to(self.device, non_blocking=True))
         n_in = self.config.n_in
         prediction = self._predict(frames[:, :n_in], valid[:, :n_in])
-        yield Update("unet", prediction, self.terms(frames[:, n_in:], valid[:, n_in:]))
+        target, measured = frames[:, n_in:], valid[:, n_in:]
+        yield Update("unet", prediction, self.terms(target, measured), target, measured)
 
     def _predict(self, frames: Tensor, valid: Tensor) -> Tensor:
         """``(B, n_out, H, W)`` of the net for ``(B, n_in, H, W)`` inputs in model units and their mask."""

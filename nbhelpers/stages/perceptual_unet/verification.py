@@ -22,7 +22,7 @@ from nbhelpers.stages.perceptual_unet.data import VIL
 from nbhelpers.stages.perceptual_unet.image_scores import fine_power, fss_sums, ssim
 from nbhelpers.stages.perceptual_unet.losses import Lpips, PerceptualLoss
 from nbhelpers.training.metrics import Metric, mean_metric, ratio
-from nbhelpers.training.task import Evaluation
+from nbhelpers.training.task import Evaluation, Spread
 
 POOLS = (4, 16)  # pixels, for pooled CSI
 FSS_THRESHOLD, FSS_SIZES = 74, (1, 4, 16)
@@ -49,7 +49,7 @@ class Verification:
         self.labels = tuple(f"{minutes} min" for minutes in leads)
         self.lpips, self.perceptual = lpips, perceptual
         self._events: dict[str, _Sums] = defaultdict(_Sums)
-        self._ranges: dict[str, tuple[float, float]] = {}
+        self._seen: dict[str, list[tuple[float, float, int, float, float]]] = defaultdict(list)
 
     @torch.no_grad()
     def accumulate(self, forecast: Tensor, observed: Tensor, events: Sequence[str]) -> None:
@@ -97,8 +97,18 @@ class Verification:
 
     def _widen(self, name: str, values: Tensor) -> None:
         if values.numel():
-            low, high = self._ranges.get(name, (float("inf"), -float("inf")))
-            self._ranges[name] = (min(low, float(values.min())), max(high, float(values.max())))
+            x = values.double()
+            self._seen[name].append(
+                (float(x.min()), float(x.max()), x.numel(), float(x.sum()), float(x.square().sum()))
+            )
+
+    def _spreads(self) -> dict[str, Spread]:
+        spreads = {}
+        for name, seen in self._seen.items():
+            low, high, n, total, squares = zip(*seen, strict=True)
+            mean = sum(total) / sum(n)
+            spreads[name] = Spread(min(low), max(high), max(0.0, sum(squares) / sum(n) - mean**2) ** 0.5)
+        return spreads
 
     def compute(self) -> Evaluation:
         """Metrics over all accumulated forecasts, events as groups and lead times as labels."""
@@ -131,7 +141,7 @@ class Verification:
         metrics |= event_metrics(histograms[1], self.labels)
         for size in POOLS:
             metrics |= pooled_metrics(histograms[size], self.labels, size)
-        return Evaluation(metrics, dict(self._ranges))
+        return Evaluation(metrics, self._spreads())
 
 
 def _frame_by_frame(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 
 import numpy as np
@@ -27,6 +28,7 @@ class Split:
 
     rule: str
     events: dict[str, list[Event]]
+    by_day: bool  # whether no day may stand in two splits
 
 
 def split_events(events: Sequence[Event], *, subset: str = "all") -> Split:
@@ -48,10 +50,9 @@ def split_events(events: Sequence[Event], *, subset: str = "all") -> Split:
     else:
         keys = splits.by_hash([event.id for event in events], FRACTIONS)
         chosen = {name: [event for event in events if event.id in set(keys[name])] for name in splits.SPLITS}
-        return Split(f"by event id, because all events fall on {len(days)} day(s)", _limit(chosen, subset))
+        return Split(f"by event id, because all events fall on {len(days)} day(s)", _limit(chosen, subset), False)
     chosen = {name: [event for event in events if event.time.date() in set(by_day[name])] for name in splits.SPLITS}
-    splits.check_disjoint({name: [event.id for event in group] for name, group in chosen.items()})
-    return Split(rule, _limit(chosen, subset))
+    return Split(rule, _limit(chosen, subset), True)
 
 
 def _limit(chosen: dict[str, list[Event]], subset: str) -> dict[str, list[Event]]:
@@ -105,10 +106,11 @@ class Batch:
 
     frames: Tensor  # (B, n_in + n_out, H, W) uint8, 255 missing
     events: tuple[str, ...]  # event id of each window
+    unreadable: tuple[str, ...] = ()  # why windows that belong here are not, a sentence each
 
     def pin_memory(self) -> Batch:
         """Called by the loader where there is a GPU."""
-        return Batch(self.frames.pin_memory(), self.events)
+        return Batch(self.frames.pin_memory(), self.events, self.unreadable)
 
 
 def window_span(event: Event, config: Config) -> tuple[int, int]:
@@ -171,17 +173,28 @@ def random_windows(
 
 
 class WindowDataset(Dataset):
-    """Cuts windows out of cached events; index in, ``(T, H, W)`` uint8 and event id out."""
+    """Cuts windows out of cached events; index in, ``(T, H, W)`` uint8 and event id out.
 
-    def __init__(self, windows: Sequence[Window], n_frames: int, cache: EventCache):
-        self.windows, self.n_frames, self.cache = windows, n_frames, cache
+    Args:
+        forgiving: an event that cannot be read gives None and the reason, and does not raise; how many of them a
+            training may do without is not decided here.
+    """
+
+    def __init__(self, windows: Sequence[Window], n_frames: int, cache: EventCache, *, forgiving: bool = False):
+        self.windows, self.n_frames, self.cache, self.forgiving = windows, n_frames, cache, forgiving
 
     def __len__(self) -> int:
         return len(self.windows)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, str]:
+    def __getitem__(self, index: int) -> tuple[Tensor | None, str]:
         window = self.windows[index]
-        frames = self.cache[window.event][window.start :: window.stride][: self.n_frames]
+        try:
+            event = self.cache[window.event]
+        except UserError as error:
+            if not self.forgiving:
+                raise
+            return None, str(error)
+        frames = event[window.start :: window.stride][: self.n_frames]
         if window.crop:
             frames = frames[:, window.row : window.row + window.crop, window.column : window.column + window.crop]
         if window.symmetry & 4:
@@ -192,17 +205,22 @@ class WindowDataset(Dataset):
         return sample.flip(mirrored) if mirrored else sample, window.event.id
 
 
-def collate(samples: Sequence[tuple[Tensor, str]]) -> Batch:
-    frames, events = zip(*samples, strict=True)
-    return Batch(torch.stack(frames), tuple(events))
+def collate(samples: Sequence[tuple[Tensor | None, str]], *, n_frames: int) -> Batch:
+    read = [(frames, event) for frames, event in samples if frames is not None]
+    unreadable = tuple(reason for frames, reason in samples if frames is None)
+    frames = torch.stack([frames for frames, _ in read]) if read else torch.empty(0, n_frames, 1, 1, dtype=torch.uint8)
+    return Batch(frames, tuple(event for _, event in read), unreadable)
 
 
-def loader(windows: Sequence[Window], config: Config, cache: EventCache, *, batch_size: int) -> DataLoader:
-    """Batches of ``windows`` in the given order."""
+def loader(
+    windows: Sequence[Window], config: Config, cache: EventCache, *, batch_size: int, forgiving: bool = False
+) -> DataLoader:
+    """Batches of ``windows`` in the given order; ``forgiving`` ones do without events that cannot be read."""
+    n_frames = config.n_in + config.n_out
     return DataLoader(
-        WindowDataset(windows, config.n_in + config.n_out, cache),
+        WindowDataset(windows, n_frames, cache, forgiving=forgiving),
         batch_size=batch_size,
-        collate_fn=collate,
+        collate_fn=partial(collate, n_frames=n_frames),
         num_workers=config.num_workers,
         pin_memory=torch.cuda.is_available(),
     )
