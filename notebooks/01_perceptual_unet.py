@@ -165,17 +165,30 @@ task = NowcastTask(config, data_dir)
 
 # %% [markdown]
 # ## 6 Train
-# Everything goes to one folder. Run this cell again after a disconnect, or press stop and run it again: it goes on from
-# the last finished epoch.
+# Everything goes to one folder, and from there to Drive if it is mounted. Press stop when you like, lose the session, run
+# all again: training goes on at the very step where it was saved, and the result is the same to the last bit.
+#
+# **Guards** look on: data that are noise or in other units, test events in training, a loss term that does nothing, layers
+# without a gradient, a loss that is no number, blank forecasts. What they find is printed with the numbers it was found
+# by and with a cure. A run that could not be believed is stopped, in a box instead of a traceback.
 
 # %%
+from nbhelpers.core.runtime import make_copy_dir
 from nbhelpers.training.fit import fit
-from nbhelpers.training.run import open_run
+from nbhelpers.training.opening import open_run
 
-run = open_run(task, place.output_dir, f"{RUN_NAME}-{profile}")
+run = open_run(task, place.output_dir, f"{RUN_NAME}-{profile}", copy_dir=make_copy_dir(place))
 watched = figures.fixed_sample(task)
 live = widgets.LiveFigure(lambda history: figures.live_figure(task, history, watched))
 fit(task, run, on_epoch=live)
+
+# %% [markdown]
+# What the guards have said of this run; an empty list is good news.
+
+# %%
+from nbhelpers.training.guards.watch import read_guards
+
+read_guards(run)
 
 # %% [markdown]
 # ## 7 Evaluate
@@ -201,7 +214,7 @@ widgets.show(figures.lead_time_figure(report))
 widgets.show(figures.nowcast_figure(task, figures.fixed_sample(task, split="test")))
 
 # %% [markdown]
-# What each term contributed while training, and where fine structure is lost.
+# What each term contributed while training (the ledger), and where fine structure is lost.
 
 # %%
 from nbhelpers.training.history import read_rows
@@ -230,13 +243,13 @@ import torch
 
 from nbhelpers.training import checkpoint
 
-best = checkpoint.find(run, "best")
+scored = checkpoint.at(run.folder / report["checkpoint"]["path"])
 again = NowcastTask(config, data_dir)
-checkpoint.load_weights(best, again.modules)
+checkpoint.load_weights(scored, again.modules)
 again.to(task.device)
 again.modules["unet"].to(task.device)
 torch.testing.assert_close(again.forecast(watched), task.forecast(watched))
-print(best.folder, best.sha256)
+print(scored.folder, scored.sha256)
 
 # %% [markdown]
 # Forecasts of the test events, in the layout of the data: any tool that reads SEVIR reads them.
@@ -244,7 +257,7 @@ print(best.folder, best.sha256)
 # %%
 from nbhelpers.stages.perceptual_unet.forecast_file import write_forecasts
 
-write_forecasts(again, run.folder / "forecasts.h5", split="test", checkpoint=best.sha256)
+write_forecasts(again, run.folder / "forecasts.h5", split="test", checkpoint=scored.sha256)
 print(run.folder / "forecasts.h5")
 print(run.folder / "report.md")
 
@@ -255,9 +268,13 @@ print(run.folder / "report.md")
 # | `no CATALOG.csv … in …` | `DATA_DIR` points beside the data | point it at the folder that holds the catalogue |
 # | `… was started with other settings: perceptual_share …` | same run name, other settings | choose a new `RUN_NAME`, or go back |
 # | `ImageNet weights … cannot be fetched` | no internet | attach the weight file and set `BACKBONE_WEIGHTS` (for LPIPS: `LPIPS_WEIGHTS`) to its path; or `"random"` |
-# | `ran out of memory` | the GPU is smaller than a T4, or shared | halve `batch_size`: `Config.for_profile(profile, batch_size=4)` |
+# | a box: `STOPPED · units`, `· leakage`, `· no_skill` … | a guard measured that this run cannot be believed | what the box says under *what to do*; a run that had not begun takes the mended settings under its old name |
+# | `WARN loss_balance …` | a loss term does nothing, or drowns the other | set `perceptual_share`; the panel in section 5 shows where λ begins to matter |
+# | `STOPPED · out_of_memory` | the GPU is smaller than a T4, or shared | `Config.for_profile(profile, batch_size=4, accumulate=2)`: the same steps in half the memory |
+# | `another process is training in …` | the notebook is open twice | stop the other one, or choose another `RUN_NAME` |
+# | `WARN second_folder …` | Drive is full or was unmounted | make room, mount it again: the next checkpoint is copied |
 # | `is half a download` | a file ends early | fetch it again; finished files are kept |
-# | the session restarted | Colab and Kaggle do that | run all: training goes on from the last epoch (on Colab: with Drive mounted) |
+# | the session restarted | Colab and Kaggle do that | run all: training goes on from the last checkpoint, at most five minutes back (on Colab: with Drive mounted) |
 # | blank forecasts | far too much perceptual weight | the panel's strip shows where it drowns the rest |
 # | CSI is 0 | too few epochs, or no strong echoes | event scores emerge around epoch 3–5; look at the data figure |
 #
