@@ -1,5 +1,6 @@
 # make demo   simulate data, run a notebook on this machine, say where its report is
 # make test   run every test
+# make floors whole runs over five seeds, their reports kept under benchmarks/results/floors (hours)
 PYTHON ?= python3
 STAGE ?= perceptual-unet
 BIN := .venv/bin
@@ -7,7 +8,7 @@ BIN := .venv/bin
 export NBHELPERS_REAL_DATA ?= $(abspath ../shared/data)
 WEIGHTS := $(wildcard $(NBHELPERS_REAL_DATA)/weights/squeezenet1_1_caffe_features.pth)
 
-.PHONY: demo test lint notebooks stamp clean
+.PHONY: demo test floors lint notebooks stamp clean
 
 demo: .venv/installed
 	$(BIN)/python notebooks/execute.py $(STAGE)
@@ -18,6 +19,9 @@ test: .venv/installed
 		$(BIN)/python -m pytest --nbmake --timeout=60 notebooks
 	@# One thread a worker: two workers on two cores would otherwise fight over them.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests
+
+floors: .venv/installed
+	$(BIN)/python benchmarks/floors.py
 
 lint: .venv/installed
 	$(BIN)/python -m pip install --quiet -e '.[dev]'
