@@ -102,6 +102,10 @@ def test_a_run_that_has_not_begun_takes_other_settings(tmp_path: Path) -> None:
     toy(tmp_path, lr=9.0)
     _, run = toy(tmp_path, lr=0.01)
     assert run.read_config()["config"]["lr"] == 0.01
+    task, _ = toy(tmp_path, lr=0.01)
+    mended = dict(task.describe_data()) | {"sha256": "mended"}
+    task.describe_data = lambda: mended
+    assert open_run(task, tmp_path, "run").read_config()["hashes"]["data"] == "mended"
 
 
 def test_resume_never_starts_beside_it(tmp_path: Path) -> None:

@@ -78,6 +78,8 @@ def fit(
         device = pick_device()
         accelerator = _accelerator(device, tracker, run, task)
         task.to(accelerator.device)
+        if accelerator.device.type == "cuda":  # else a resumed run may sum in another order than the one in one go
+            torch.backends.cudnn.deterministic = True
         plain = dict(task.modules)
         for name, module in plain.items():
             if accelerator.device.type == "cuda":

@@ -11,6 +11,7 @@ from typing import Any
 from nbhelpers.core.errors import UserError
 from nbhelpers.core.runtime import environment
 from nbhelpers.training import mirror
+from nbhelpers.training.lock import locked
 from nbhelpers.training.run import Run, architecture_hash, json_hash, write_json
 from nbhelpers.training.task import Task
 
@@ -42,9 +43,11 @@ def open_run(task: Task, output_dir: Path, run_name: str, *, resume: str = "auto
     if run.config_file.exists():
         _check_same(run, record, task)
         old = run.read_config()
-        if old["config"] != record["config"]:  # only fields that may change, such as more epochs
-            _tell_new_end(old["config"], record["config"])
-            write_json(run.config_file, record)
+        # A run that goes on may have changed in fields such as the epochs; one that has not begun in everything.
+        if old["config"] != record["config"] if _has_begun(run) else old != record:
+            with locked(run):
+                _tell_new_end(old["config"], record["config"])
+                write_json(run.config_file, record)
         return run
     if run.folder.exists() and (not run.folder.is_dir() or any(run.folder.iterdir())):
         raise UserError(f"{run.folder} exists but holds no config.json, so it is no run: choose another run name.")
@@ -113,14 +116,19 @@ def _record(task: Task) -> dict[str, Any]:
     }
 
 
+def _has_begun(run: Run) -> bool:
+    """Whether anything was trained; a run that a guard stopped before its first step has only its settings."""
+    return (run.checkpoints / "last.json").exists()
+
+
 def _check_same(run: Run, record: Mapping[str, Any], task: Task) -> None:
     old = run.read_config()
-    if not (run.checkpoints / "last.json").exists() and old.get("stage") == record["stage"]:
-        return  # stopped before its first step (by a guard, say): nothing was trained with the old settings
     if old.get("stage") != record["stage"]:
         raise UserError(
             f"{run.folder} belongs to stage {old.get('stage')!r}, not {record['stage']!r}: choose another run name."
         )
+    if not _has_begun(run):
+        return
     changes = [
         f"{key} ({old['config'].get(key)!r} there, {value!r} now)"
         for key, value in record["config"].items()
