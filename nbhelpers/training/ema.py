@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -39,15 +38,11 @@ class Ema:
             else:
                 self._average[name].copy_(tensor)
 
-    @contextmanager
-    def applied(self) -> Iterator[None]:
-        """The modules hold the average within the block, and their own weights again after it."""
+    def take_in(self) -> dict[str, Tensor]:
+        """Put the average into the modules; returns their own weights, for :func:`load` to put back."""
         own = {name: tensor.detach().clone() for name, tensor in _tensors(self._modules).items()}
         load(self._modules, self._average)
-        try:
-            yield
-        finally:
-            load(self._modules, own)
+        return own
 
     def trained(self) -> dict[str, Tensor]:
         """A copy of the weights that are being trained, named ``module.parameter``, on the CPU."""

@@ -102,8 +102,7 @@ def fit(
             resumed = take_up(session, start)
             _train(session, fresh=resumed is None)
         except KeyboardInterrupt:
-            interrupted = True
-            leave(session)
+            interrupted = leave(session)
         except (RuntimeError, MemoryError) as error:
             finding = out_of_memory(error, task, step=session.progress.step)
             if finding is None:
@@ -217,10 +216,10 @@ def _step(session: Session, phase: Phase, window: list[Batch], *, time: float, n
         probing=LEDGER_FIRST * task.config.accumulate / n_batches,
         with_shares=progress.step < LEDGER_FIRST or progress.step % LEDGER_EVERY == 0,
     )
+    stepped = False
     for outcome in outcomes:
         progress.sums.add(outcome)
-        if session.ema is not None and outcome.skipped is None:
-            session.ema.update()
+        stepped |= outcome.skipped is None
         if outcome.shares is not None:
             session.saver.ledger_rows += [{"step": progress.step, **entry.row()} for entry in outcome.shares]
         session.watch.on_step(
@@ -236,8 +235,11 @@ def _step(session: Session, phase: Phase, window: list[Batch], *, time: float, n
                 outcome.raw,
                 outcome.shares,
                 outcome.skipped,
+                outcome.suspects,
             )
         )
+    if stepped and session.ema is not None:
+        session.ema.update()
 
 
 def _reseed(task: Task, step: int) -> None:
@@ -254,7 +256,8 @@ def _score(session: Session, phase: Phase, epoch: int) -> tuple[dict[str, Any], 
         scored = task.evaluate("val")
     row: dict[str, Any] = {"epoch": epoch + 1, "step": progress.step, "phase": phase.name}
     row |= {f"train_{name}": value for name, value in sums.means().items()}
-    row |= {"train_prediction_min": sums.low, "train_prediction_max": sums.high, "train_skill": sums.skill()}
+    low, high = (sums.low, sums.high) if sums.counts else (None, None)  # every step may have been skipped
+    row |= {"train_prediction_min": low, "train_prediction_max": high, "train_skill": sums.skill()}
     row |= {"skipped_steps": sums.skipped}
     row |= {f"val_{name}": value for name, value in values(scored.metrics).items()}
     for name, spread in scored.spreads.items():

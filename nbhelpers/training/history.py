@@ -22,16 +22,16 @@ def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         return
     header, earlier = _read(path) if path.exists() else ([], [])
     columns = list(dict.fromkeys([*header, *(key for row in rows for key in row)]))
+    if columns != header:
+        _write(path, columns, [*earlier, *rows])
+        return
     try:
-        if columns != header:
-            _write(path, columns, [*earlier, *rows])
-            return
         with path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, columns).writerows(rows)
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise UserError(f"{path} could not be written ({error}): free some space and run again.") from error
+        raise _full(path, error) from error
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -42,7 +42,11 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def keep_rows(path: Path, keep: Callable[[Mapping[str, Any]], bool]) -> None:
-    """Rewrite the file with only the rows that ``keep`` accepts, in one step."""
+    """Rewrite the file with only the rows that ``keep`` accepts, in one step.
+
+    Raises:
+        UserError: the disk is full or the folder is gone.
+    """
     if not path.exists():
         return
     header, rows = _read(path)
@@ -63,9 +67,13 @@ def _write(path: Path, header: Sequence[str], rows: Sequence[Mapping[str, Any]])
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError:
+    except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise
+        raise _full(path, error) from error
+
+
+def _full(path: Path, error: OSError) -> UserError:
+    return UserError(f"{path} could not be written ({error}): free some space and run again.")
 
 
 def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:

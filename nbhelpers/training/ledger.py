@@ -19,7 +19,7 @@ from torch import Tensor
 from nbhelpers.training.task import LossTerm
 from nbhelpers.training.weights import Ramp, Share
 
-EMA = 0.9  # of the gradient norms behind share-based weights: about ten steps of memory
+EMA = 0.9  # of the gradient norms behind share-based weights: about ten steps of memory, fewer at the beginning
 
 
 @dataclass(frozen=True)
@@ -168,10 +168,23 @@ def _distinct(places: Sequence[Tensor]) -> list[Tensor]:
 
 
 class Balance:
-    """Keeps the running gradient norms that turn shares into weights; checkpointed with the run."""
+    """Keeps the running gradient norms that turn shares into weights; checkpointed with the run.
+
+    The mean is geometric: gradient norms differ between batches by factors (a dry one, a storm), and half of the steps
+    shall lie above the share that was asked for and half below.
+    """
 
     def __init__(self) -> None:
         self.norms: dict[str, float] = {}
+        self.seen: dict[str, int] = {}  # steps with a gradient
+
+    def _learn(self, name: str, norm: float) -> None:
+        if norm <= 0:  # a dry batch says nothing about the term's scale
+            return
+        seen = self.seen.get(name, 0)
+        keep = min(EMA, seen / (seen + 1))  # a plain mean until the memory is full: the first batch is one of many
+        self.norms[name] = norm ** (1 - keep) * self.norms.get(name, 1.0) ** keep
+        self.seen[name] = seen + 1
 
     def weights(self, probed: Probe, terms: Sequence[LossTerm], *, time: float = 0.0) -> dict[str, float]:
         """Numeric weights for this step, after taking its gradient norms into account.
@@ -190,18 +203,16 @@ class Balance:
             declared[term.name] = term.weight.at(time) if isinstance(term.weight, Ramp) else term.weight
         if any(isinstance(weight, Share) for weight in declared.values()):
             for name, norm in norms.items():
-                # A mean that starts at 0 (a dry first batch, say) would take tens of steps to find the term's scale.
-                previous = self.norms.get(name, 0.0) or norm
-                self.norms[name] = EMA * previous + (1 - EMA) * norm
+                self._learn(name, norm)
         elsewhere = {term.name for term in terms if term.at is not None}
         known = {name: 0.0 if name in elsewhere else self.norms.get(name, norm) for name, norm in norms.items()}
         return resolve_weights(declared, known)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"norms": dict(self.norms)}
+        return {"norms": dict(self.norms), "seen": dict(self.seen)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.norms = dict(state["norms"])
+        self.norms, self.seen = dict(state["norms"]), dict(state["seen"])
 
 
 def surrogate(probed: Probe, weights: Mapping[str, float]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Mapping
@@ -38,7 +39,9 @@ def open_run(task: Task, output_dir: Path, run_name: str, *, resume: str = "auto
     if copy_dir is not None:
         if (copy := Run(copy_dir / run.name)).config_file.exists():
             _check_same(copy, record, task)
-        if mirror.pull(run, copy_dir):
+        with locked(run) if run.config_file.exists() else contextlib.nullcontext():
+            brought_back = mirror.pull(run, copy_dir)
+        if brought_back:
             print(f"Brought {run.name!r} back from {copy_dir}.")
     if run.config_file.exists():
         _check_same(run, record, task)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from torch import nn
 
 from nbhelpers.core.errors import UserError
 from nbhelpers.training import checkpoint, history
-from nbhelpers.training.ema import Ema
+from nbhelpers.training.ema import Ema, load
 from nbhelpers.training.guards.watch import Watch
 from nbhelpers.training.ledger import Balance
 from nbhelpers.training.run import Run
@@ -56,13 +56,24 @@ class Session:
             if (problem := self.saver.copy_problem(self.progress.step)) is not None:
                 self.watch.record(problem)
 
-    def averaged(self) -> contextlib.AbstractContextManager[None]:
-        """The weights to score and to ship."""
-        return contextlib.nullcontext() if self.ema is None else self.ema.applied()
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within the block the modules hold the weights to score and to ship; no exchange is torn by the button."""
+        own = None
+        try:
+            if self.ema is not None:
+                with self.stop.held():
+                    own = self.ema.take_in()
+            yield
+        finally:
+            if own is not None:
+                with self.stop.held():
+                    load(self.modules, own)
 
     def patience_ran_out(self) -> bool:
+        """Whether the run ends before its last epoch."""
         patience = self.task.monitor.patience
-        return patience is not None and self.progress.stale >= patience
+        return patience is not None and self.progress.stale >= patience and self.progress.epoch < self.epochs
 
 
 def take_up(session: Session, start: Path | None) -> int | None:
@@ -100,12 +111,19 @@ def _knows_the_best(run: Run, found: checkpoint.Checkpoint) -> bool:
     return found.folder.resolve().parent == run.checkpoints.resolve() and best is not None and best.step <= found.step
 
 
-def leave(session: Session) -> None:
-    """After the stop button: save this moment if it is a whole one, and say where the run will go on."""
+def leave(session: Session) -> bool:
+    """After the stop button: save this moment if it is a whole one, and say where the run will go on.
+
+    Returns:
+        Whether there is anything left to train.
+    """
     run, progress = session.run, session.progress
     last = checkpoint.find(run, "last")
     if not session.stop.torn and progress.step != (0 if last is None else last.step):
         session.save()
         last = checkpoint.find(run, "last")
+    if not session.stop.torn and progress.epoch == session.epochs:
+        return False
     where = "from the beginning" if last is None or last.step == 0 else f"from step {last.step}"
     print(f"Stopped in epoch {progress.epoch + 1} of {session.epochs}. Run again to go on {where}.")
+    return True

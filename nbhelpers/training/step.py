@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from nbhelpers.training.ledger import Balance, Entry, entries, probe, surrogate
 from nbhelpers.training.task import Batch, Phase, Task, Update
@@ -41,6 +41,7 @@ class Outcome:
     seen: Seen
     shares: list[Entry] | None  # the ledger's rows, if they were asked for
     skipped: Skipped | None  # why no step was taken
+    suspects: tuple[str, ...]  # terms whose value or gradient was not finite
 
     @property
     def total(self) -> float:
@@ -56,13 +57,14 @@ class Outcome:
 class _Window:
     """What one optimizer gathers over the batches of its step."""
 
-    def __init__(self, window: Sequence[Batch]):
-        self.batches = len(window)
+    def __init__(self, optimizer: str, batches: int):
+        self.optimizer, self.batches = optimizer, batches
         self.nominal = 0  # samples of a full window, if all batches were as large as the first
         self.samples = 0
         self.raw: dict[str, float] = {}
         self.seen = Seen(math.inf, -math.inf, 0.0, 0.0, 0.0, 0.0)
         self.skipped: Skipped | None = None
+        self.suspects: tuple[str, ...] = ()
 
     def factor(self, size: int) -> float:
         """Weight of a batch's mean loss in the window's, before it is known how many samples the window will have."""
@@ -105,12 +107,17 @@ def optimizer_step(
         with_shares: whether the ledger's rows are wanted in any case.
         probing: for so long after a weight has risen they are wanted too, in epochs.
     """
+    # A batch of which nothing could be read has no update, and must not be the one that steps.
+    window = [batch for batch in window if not task.unreadable(batch) or _samples(task, batch)]
+    unscaled = False
     gathered: dict[int, _Window] = {}  # by the update's place among those of a batch
     for number, batch in enumerate(window):
         for place, update in enumerate(task.updates(batch, phase)):
             optimizer = phase.optimizers[update.optimizer]
             if number == 0:
-                gathered[place] = _Window(window)
+                if len(window) > 1 and update.optimizer in [one.optimizer for one in gathered.values()]:
+                    raise ValueError(f"optimizer {update.optimizer!r} steps twice a batch, so accumulate must be 1")
+                gathered[place] = _Window(update.optimizer, len(window))
                 optimizer.zero_grad()
             mine = gathered[place]
             is_last = number == len(window) - 1
@@ -118,21 +125,33 @@ def optimizer_step(
             size = len(update.prediction)
             factor = mine.factor(size)
             shares, weights = None, dict.fromkeys(probed.names, math.nan)
-            if all(map(math.isfinite, (*probed.raw, *probed.norms))):
+            numbers = zip(probed.names, probed.raw, probed.norms, strict=True)
+            if suspects := tuple(n for n, raw, norm in numbers if not (math.isfinite(raw) and math.isfinite(norm))):
+                finite = all(map(math.isfinite, probed.raw))
+                mine.skipped, mine.suspects = "gradient not finite" if finite else "loss not finite", suspects
+            else:
                 weights = balance.weights(probed, update.terms, time=time)
                 risen = any(isinstance(t.weight, Ramp) and 0 <= time - t.weight.end < probing for t in update.terms)
                 if is_last and (with_shares or risen):
                     shares = entries(probed, weights)
-                accelerator.backward(surrogate(probed, {name: factor * weight for name, weight in weights.items()}))
-            else:
-                mine.skipped = "loss not finite"
+                loss = surrogate(probed, {name: factor * weight for name, weight in weights.items()})
+                # Only into this optimizer's own tensors: a generator's loss runs through the discriminator too.
+                accelerator.backward(loss, inputs=_tensors(optimizer))
             mine.add(probed.names, probed.raw, size, _look(update))
             if is_last:
-                mine.skipped = mine.skipped or _apply(optimizer, accelerator, mine, task.config.grad_clip)
+                if mine.skipped is None:
+                    mine.skipped = _apply(optimizer, accelerator.scaler, mine, task.config.grad_clip)
+                    unscaled = accelerator.scaler is not None
                 if mine.skipped is None and update.optimizer in phase.schedulers:
                     phase.schedulers[update.optimizer].step()
                 raw = {name: value / mine.samples for name, value in mine.raw.items()}
-                yield Outcome(batch, update, raw, weights, mine.seen, shares, mine.skipped)
+                yield Outcome(batch, update, raw, weights, mine.seen, shares, mine.skipped, mine.suspects)
+    if unscaled:  # once, at the end: the whole window has one scale
+        accelerator.scaler.update()
+
+
+def _samples(task: Task, batch: Batch) -> int:
+    return max(len(raw) for raw in task.look(batch).raw.values())
 
 
 def _look(update: Update) -> Seen:
@@ -151,20 +170,30 @@ def _look(update: Update) -> Seen:
     return Seen(*torch.stack([low, high, *sums]).tolist())
 
 
-def _apply(
-    optimizer: torch.optim.Optimizer, accelerator: Accelerator, window: _Window, grad_clip: float
-) -> Skipped | None:
-    """Step on the gathered gradients; says why if it did not."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    scaler = accelerator.scaler
-    if scaler is not None:  # of this optimizer only: accelerate would unscale all, those in mid-window too
-        scaler.unscale_(getattr(optimizer, "optimizer", optimizer))
+def _tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """What the optimizer trains."""
+    return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+
+
+def _apply(optimizer: torch.optim.Optimizer, scaler: Any, window: _Window, grad_clip: float) -> Skipped | None:
+    """Step on the gathered gradients; says why if it did not.
+
+    Accelerate's own step is passed by: it would unscale the gradients of all optimizers, those in mid-window too, and
+    change the scale between two optimizers of one window.
+    """
+    inner = getattr(optimizer, "optimizer", optimizer)
+    tensors = _tensors(optimizer)
+    if scaler is not None:
+        scaler.unscale_(inner)
     if window.samples != window.nominal:
-        for parameter in parameters:
-            parameter.grad.mul_(window.nominal / window.samples)
-    norm = nn.utils.clip_grad_norm_(parameters, grad_clip if grad_clip > 0 else math.inf)
-    finite = math.isfinite(float(norm))
-    if scaler is None and not finite:
-        return "gradient not finite"
-    optimizer.step()  # with a scaler, only where all gradients are finite
-    return None if finite else "fp16 overflow"
+        for gradient in (tensor.grad for tensor in tensors):
+            if gradient is not None:
+                gradient.mul_(window.nominal / window.samples)
+    norm = float(nn.utils.clip_grad_norm_(tensors, grad_clip if grad_clip > 0 else math.inf))
+    if not math.isfinite(norm):
+        return "gradient not finite" if scaler is None else "fp16 overflow"
+    if scaler is None:
+        inner.step()
+    else:
+        scaler.step(inner)
+    return None

@@ -148,7 +148,7 @@ class Task(Protocol):
         """What was left out of the batch because it could not be read, a sentence each; mostly nothing."""
 
     def updates(self, batch: Batch, phase: Phase) -> Iterator[Update]:
-        """The optimizer steps of one batch; fit finishes one before it asks for the next."""
+        """The updates of one batch; fit takes a step (or gathers its gradient) before it asks for the next."""
 
     def evaluate(self, split: str, predictor: Predictor | None = None) -> Evaluation:
         """Scores of ``predictor`` (default: the model) on a split, with a random generator of its own."""

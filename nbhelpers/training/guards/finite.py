@@ -35,8 +35,8 @@ class NotFinite(Guard):
         self.in_a_row[optimizer] = self.in_a_row.get(optimizer, 0) + 1
         self.skipped[reason] = self.skipped.get(reason, 0) + 1
         row = self.in_a_row[optimizer]
-        bad = [f"{name} = {value}" for name, value in step.raw.items() if not math.isfinite(value)]
-        terms = ", ".join(bad or [f"{name} = {value:.4g}" for name, value in step.raw.items()])
+        named = step.suspects or list(step.raw)  # behind the prediction none of them is more suspect than another
+        terms = ", ".join(f"{name} = {step.raw[name]:.4g}" for name in named)
         evidence = f"{reason}: {row} in a row, {self.skipped[reason]} of {step.step} steps, {terms}"
         if reason == "fp16 overflow":
             cure = "Lower the learning rate, or compute the layer that overflows in float32."

@@ -82,6 +82,7 @@ class Step:
     raw: Mapping[str, float]  # its terms, unweighted
     shares: Sequence[Entry] | None  # the ledger's rows, on steps on which they were taken
     skipped: Literal["loss not finite", "gradient not finite", "fp16 overflow"] | None  # why no step was taken
+    suspects: Sequence[str] = ()  # terms whose value or gradient was not finite
 
 
 @dataclass(frozen=True)

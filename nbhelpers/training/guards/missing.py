@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,10 +11,11 @@ from torch import Tensor
 from nbhelpers.core.fields import Field
 from nbhelpers.training.guards.guard import Epoch, Finding, Guard, Rehearsal, Step
 from nbhelpers.training.guards.survey import measured
-from nbhelpers.training.ledger import Probe, probe
-from nbhelpers.training.task import Evaluation, LossTerm, Sample, Task
+from nbhelpers.training.ledger import probe
+from nbhelpers.training.task import Evaluation, Sample, Task, Update
 
 STEPS = 50  # how long to wait for a batch with missing pixels
+SHAKE = 0.1  # of the field's standard deviation: noise on the prediction at which the terms are probed
 TOLERANCE = 1e-3  # of the field's standard deviation: how far rounding may carry a value out of the valid range
 
 
@@ -27,31 +28,27 @@ class MissingValues(Guard):
     waiting: int = STEPS  # further updates whose batch is looked at; 0 once a batch with missing pixels was judged
 
     def before(self, rehearsal: Rehearsal) -> Iterator[Finding]:
-        for update, probed in rehearsal.updates:
-            missing = _missing(rehearsal.task, rehearsal.first, update.prediction)
-            if missing is not None:
-                self.waiting = 0
-                yield from self._judge_terms(rehearsal.step, update.terms, probed, missing)
+        for update, _ in rehearsal.updates:
+            yield from self._look(rehearsal.step, rehearsal.task, rehearsal.first, update)
         if rehearsal.evaluation is not None:
             yield from self._judge_metrics(rehearsal.step, rehearsal.task, rehearsal.evaluation)
 
     def on_step(self, step: Step) -> Iterator[Finding]:
-        if self.waiting == 0:
-            return
-        self.waiting -= 1
-        missing = _missing(step.task, step.task.look(step.batch), step.update.prediction)
-        terms = [term for term in step.update.terms if term.at is None]
-        if missing is not None and terms:
-            self.waiting = 0
-            yield from self._judge_terms(step.step, terms, probe(step.update.prediction, terms), missing)
+        if self.waiting:
+            self.waiting -= 1
+            yield from self._look(step.step, step.task, step.task.look(step.batch), step.update)
 
     def on_epoch(self, epoch: Epoch) -> Iterator[Finding]:
         yield from self._judge_metrics(epoch.step, epoch.task, epoch.evaluation)
 
-    def _judge_terms(self, step: int, terms: Sequence[LossTerm], probed: Probe, missing: Tensor) -> Iterator[Finding]:
+    def _look(self, step: int, task: Task, sample: Sample, update: Update) -> Iterator[Finding]:
+        missing = _missing(task, sample, update.prediction)
+        terms = [term for term in update.terms if term.at is None]
+        if missing is None or not terms:
+            return
+        self.waiting = 0
+        probed = probe(_shaken(update.prediction, task.fields["target"]), terms)
         for term, gradient in zip(terms, probed.gradients, strict=True):
-            if term.at is not None:
-                continue
             there = gradient[missing.to(gradient.device)]
             if bool((there == 0).all()):  # NaN is not 0 either
                 continue
@@ -79,6 +76,13 @@ class MissingValues(Guard):
                 f"{low:.6g} to {high:.6g}; its missing value is {field.missing}",
                 cure="Leave missing pixels out of the metrics, and check the units of the validation files.",
             )
+
+
+def _shaken(prediction: Tensor, field: Field) -> Tensor:
+    """The prediction with some noise: where a repeated input is missing too, a wrong loss would feel nothing."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(prediction.shape, generator=generator).to(prediction.device)
+    return prediction.detach().float() + SHAKE * abs(field.std / field.transform.scale) * noise
 
 
 def _missing(task: Task, sample: Sample, prediction: Tensor) -> Tensor | None:

@@ -28,6 +28,8 @@ class Units(Guard):
     def before(self, rehearsal: Rehearsal) -> Iterator[Finding]:
         for split, survey in rehearsal.surveys.items():
             for key, found in survey.fields.items():
+                if found.std == 0:  # a constant has no units: it is not data at all
+                    continue
                 field = rehearsal.task.fields[key]
                 ratio = found.std / field.std
                 small = ratio < 1 / MAX_RATIO and (split == "train" or found.high - found.low < field.std)
