@@ -79,8 +79,9 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
     with tempfile.TemporaryDirectory() as work:
-        for name, data_dir in perceptual_unet(arguments.profile, Path(work)):
-            for seed in range(arguments.seeds):
+        data = list(perceptual_unet(arguments.profile, Path(work)))
+        for seed in range(arguments.seeds):
+            for name, data_dir in data:
                 report = run_once(name, data_dir, arguments.profile, seed, Path(work))
                 (folder / f"{report['run']}.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
                 lines.append(line(report))

@@ -24,5 +24,6 @@ def ledger_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
         one.set_xlabel("step", fontsize=8)
         one.tick_params(labelsize=7)
         one.set_ylim(0, 1)
+        one.margins(x=0)
     axes[0].legend(fontsize=7, loc="center right")
     return figure

@@ -14,6 +14,7 @@ from nbhelpers.core.fields import Field
 from nbhelpers.training.task import Task
 
 BATCHES = 16  # a single dry or flat one is legal; all of them are not
+IMAGES = 48  # of a batch and field, evenly spaced over samples, times and channels: more would say the same
 FLAT = 1e-12  # variance over mean square below which a sample has none: resampling a constant leaves rounding errors
 
 
@@ -45,7 +46,9 @@ class Survey:
 
 def measured(field: Field, raw: Tensor) -> Tensor:
     """Bool, of ``raw``'s shape: where there is a value, neither the field's missing one nor NaN."""
-    return field.to_model(raw)[1] & ~torch.isnan(raw)
+    if raw.is_floating_point():
+        return field.to_model(raw)[1] & ~torch.isnan(raw)
+    return field.to_model(raw)[1]
 
 
 def survey(task: Task, split: str) -> Survey:
@@ -61,7 +64,8 @@ def survey(task: Task, split: str) -> Survey:
         unreadable += task.unreadable(batch)
         samples += max((len(raw) for raw in sample.raw.values()), default=0)
         for name, raw in sample.raw.items():
-            sums[name].add(task.fields[name], raw.cpu())
+            images = raw.flatten(0, -3)
+            sums[name].add(task.fields[name], images[:: math.ceil(len(images) / IMAGES) or 1].cpu())
         if sample.pair is not None:
             target, input_ = (x.cpu().double().flatten(1) for x in sample.pair)
             shifted = input_[:-1] if last is None else torch.cat([last, input_[:-1]])
@@ -93,24 +97,30 @@ class _Sums:
 
     def add(self, field: Field, raw: Tensor) -> None:
         known = measured(field, raw)
-        values = raw.double()
-        self.values += values.numel()
-        self.measured += int(known.sum())
-        complete = bool(known.all())  # mostly, and then the masks need not be carried along
-        if known.any():
-            low, high = (values if complete else values[known]).aminmax()
-            self.low, self.high = min(self.low, float(low)), max(self.high, float(high))
-        scaled = field.transform.forward(values).abs_()
-        self.absolute += float((scaled if complete else scaled[known]).sum())
-        x = values - field.mean if complete else torch.where(known, values - field.mean, 0.0)
-        self.total += float(x.sum())
-        self.squares += float(x.square().sum())
+        complete = bool(known.all())
+        values = raw if complete else raw[known]
+        self.values += raw.numel()
+        self.measured += values.numel()
+        if values.numel() == 0:
+            return
+        self.low, self.high = min(self.low, float(values.min())), max(self.high, float(values.max()))
+        # Differences from the declared mean, float32; what grows with their number is summed in float64.
+        x = (raw.double() - field.mean).float()
+        x = x if complete else x.where(known, 0.0)
+        self.total += _sum(x)
+        self.squares += _sum(x.square())
+        self.absolute += _sum(field.transform.forward(values.double()).abs())
         for axis in (-1, -2):
             n = x.shape[axis] - 1
-            a, b, a_known, b_known = (t.narrow(axis, i, n) for t in (x, known) for i in (0, 1))
-            self.neighbours += a.numel() if complete else int((a_known & b_known).sum())
-            self.products += float((a * b).sum())
-            self.both += float(a.sum() + b.sum() if complete else (a * b_known + b * a_known).sum())
+            a, b = (x.narrow(axis, i, n) for i in (0, 1))
+            self.products += _sum(a * b)
+            if complete:
+                self.neighbours += a.numel()
+                self.both += _sum(a) + _sum(b)
+            else:
+                a_known, b_known = (known.narrow(axis, i, n) for i in (0, 1))
+                self.neighbours += int((a_known & b_known).sum())
+                self.both += _sum(a * b_known) + _sum(b * a_known)
 
     def result(self, field: Field) -> FieldSurvey:
         n, nan = self.measured, math.nan
@@ -126,6 +136,10 @@ class _Sums:
             autocorrelation = covariance / variance
         std, low, high, absolute = math.sqrt(variance), self.low, self.high, self.absolute / n
         return FieldSurvey(mean + field.mean, std, low, high, autocorrelation, missing, absolute)
+
+
+def _sum(values: Tensor) -> float:
+    return float(values.sum(dtype=torch.float64))
 
 
 def _correlations(a: Tensor, b: Tensor) -> Tensor:
