@@ -234,7 +234,7 @@ def test_an_error_in_a_loader_process_is_one_sentence_too(folder: Path, sentence
     [
         ({"base_channels": 8}, "base_channels (4 there, 8 now)"),
         ({"seed": 1}, "seed (0 there, 1 now)"),
-        ({"lambda_perc": None, "perceptual_share": 0.2, "backbone_weights": "random"}, "perceptual_share (None there"),
+        ({"lambda_perc": None, "perceptual_share": 0.2, "backbone_weights": "random"}, "perceptual_share (none there"),
         ({"n_out": 2, "lr": 0.1}, "n_out (1 there, 2 now), lr (0.002 there, 0.1 now)"),
     ],
 )

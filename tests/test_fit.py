@@ -20,6 +20,8 @@ from toy import STEPS_PER_EPOCH, ToyConfig, ToyTask, toy, train
 from nbhelpers.core.errors import UserError
 from nbhelpers.training import checkpoint, history
 from nbhelpers.training import fit as fit_module
+from nbhelpers.training import session as session_module
+from nbhelpers.training import state as state_module
 from nbhelpers.training.fit import Fitted, fit
 from nbhelpers.training.guards.guard import GuardStop
 from nbhelpers.training.opening import open_run
@@ -78,6 +80,8 @@ MEASURED = dict.fromkeys(("seconds", "memory_gb", "gpu_memory_gb"))  # of the ma
 def assert_equal_runs(one: Run, other: Run) -> None:
     """Weights, optimizer, schedules, balance, guards, history (but the machine's) and ledger are equal, bit by bit."""
     assert_same(weights(one), weights(other), "weights")
+    ids = [checkpoint.find(run, "last").sha256 for run in (one, other)]
+    assert ids[0] == ids[1], "a report names the same checkpoint"
     states = [checkpoint.load_state(found) for found in (checkpoint.find(one, "last"), checkpoint.find(other, "last"))]
     assert_same(*states)
     assert one.guards_file.read_text() == other.guards_file.read_text()
@@ -352,6 +356,53 @@ def test_going_on_from_a_given_checkpoint_of_the_run_itself(tmp_path: Path) -> N
     assert checkpoint.find(run, "best") == best
 
 
+def test_going_back_and_killed_before_the_first_save_the_run_is_back_there(tmp_path: Path) -> None:
+    """Its rows are cut to the earlier checkpoint, so its last one must be that as well."""
+    run = train(tmp_path, epochs=4, mode="max").run
+    best = checkpoint.find(run, "best")
+    assert best is not None and best.step == 4
+
+    class Killed(BaseException):
+        pass
+
+    def kill() -> None:
+        raise Killed
+
+    task = Stopped(ToyConfig(epochs=4, mode="max"), at=0, fault=kill)
+    with pytest.raises(Killed):
+        fit(task, run, start=best.folder)
+    assert checkpoint.find(run, "last") == best
+    assert train(tmp_path, epochs=4, mode="max").resumed_from == 4
+    assert [row["epoch"] for row in history.read_rows(run.history_file)] == [1, 2, 3, 4]
+
+
+def test_the_button_while_a_run_is_taken_up_changes_nothing(
+    whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train(tmp_path, epochs=2).run
+    before = checkpoint.find(run, "last")
+    for module, name in ((session_module, "restore"), (state_module, "load_weights"), (checkpoint, "find")):
+        function = getattr(module, name)
+
+        def pressed(*args: Any, function: Callable[..., Any] = function) -> Any:
+            monkeypatch.undo()
+            press()
+            return function(*args)
+
+        monkeypatch.setattr(module, name, pressed)
+        assert train(tmp_path, epochs=4).interrupted
+        assert checkpoint.find(run, "last") == before
+        assert len(history.read_rows(run.history_file)) == 2
+    assert_equal_runs(train(tmp_path, epochs=4).run, whole)
+
+
+def test_fewer_epochs_than_are_trained_are_refused(tmp_path: Path) -> None:
+    run = train(tmp_path, epochs=3).run
+    with pytest.raises(UserError, match="has 3 finished epochs and 2 are asked for"):
+        train(tmp_path, epochs=2)
+    assert run.read_config()["config"]["epochs"] == 3
+
+
 def test_stopped_after_going_back_the_pointers_still_hold(tmp_path: Path) -> None:
     run = train(tmp_path, epochs=8, mode="max").run
     best = checkpoint.find(run, "best")
@@ -368,18 +419,34 @@ def test_going_on_from_another_runs_checkpoint_finds_a_best_of_its_own(tmp_path:
     start = checkpoint.find(first, "last")
     assert start is not None and start.step == 32
     task, run = toy(tmp_path, "second", epochs=9, mode="max")  # the first run's best stays out of reach
-    fitted = fit(task, run, start=start.folder)
-    assert (fitted.resumed_from, fitted.epochs) == (32, 9)
+    stopped = Stopped(task.config, at=0, fault=press)  # at once: what was taken over is saved already
+    assert fit(stopped, run, start=start.folder).interrupted
+    fitted = fit(task, run)
+    assert (fitted.resumed_from, fitted.epochs) == (33, 9)
     best = checkpoint.find(run, "best")
     assert best is not None and best.folder.is_relative_to(run.folder)
-    assert [row["epoch"] for row in history.read_rows(run.history_file)] == [9]
+    rows = history.read_rows(run.history_file)
+    assert [row["epoch"] for row in rows] == list(range(1, 10))
+    assert_same(rows[:8], history.read_rows(first.history_file))
+    assert make_report(task, run)["remarks"] == task.remarks(), "a finished run like any other"
 
 
 def test_a_start_that_does_not_fit_is_refused(tmp_path: Path) -> None:
-    start = checkpoint.find(train(tmp_path, "wide", epochs=1, width=2).run, "last")
     task, run = toy(tmp_path)
-    with pytest.raises(UserError, match="another architecture"):
-        fit(task, run, start=start.folder)
+    for name, settings, named in (
+        ("wide", {"width": 2}, r"another config, architecture than .*\(settings: width\)"),
+        ("slow", {"lr": 0.01}, r"another config than .*\(settings: lr\)"),  # the optimizer would bring its own
+        ("elsewhere", {"data_seed": 1}, "another config, data, split than"),  # our test data may be its training data
+    ):
+        start = checkpoint.find(train(tmp_path, name, epochs=1, **settings).run, "last")
+        with pytest.raises(UserError, match=named):
+            fit(task, run, start=start.folder)
+    spoiled = checkpoint.find(train(tmp_path, "spoiled").run, "last")
+    weights = bytearray((spoiled.folder / "model.safetensors").read_bytes())
+    weights[-2] ^= 0x40
+    (spoiled.folder / "model.safetensors").write_bytes(weights)
+    with pytest.raises(UserError, match="is not what was saved with state.pt"):
+        fit(task, run, start=spoiled.folder)
     with pytest.raises(UserError, match="holds no model.safetensors"):
         fit(task, run, start=tmp_path / "nowhere")
     assert fit(task, run).epochs == 2

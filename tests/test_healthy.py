@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 import pytest
 import sevir
 
@@ -40,6 +41,29 @@ def radar(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with h5py.File(folder / sevir.FILE_NAME) as file:
         assert file["vil"].shape == (16, SIDE, SIDE, 36) and file["vil"].chunks
     return folder
+
+
+@pytest.fixture(scope="module")
+def sparse(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rain in a corner of the frames only: most windows of a batch of one are dry, and that is legal."""
+    folder = tmp_path_factory.mktemp("sparse")
+    events = {}
+    for name, frames in sevir.storms(10, n_frames=12, height=30, width=30).items():
+        events[name] = np.zeros((12, SIDE, SIDE), np.uint8)
+        events[name][:, 20:50, 30:60] = frames
+    sevir.write_sevir(folder, events)
+    return folder
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_run_on_mostly_dry_windows_raises_nothing(sparse: Path, seed: int, tmp_path: Path) -> None:
+    """Layers that see only zeros have no gradient, and a wet window has a hundred times the loss of a dry one."""
+    config = Config.for_profile(
+        "smoke", seed=seed, backbone_weights="random", batch_size=1, crop=32, base_channels=4, depth=2, eval_windows=1
+    )
+    run = open_run(task := NowcastTask(config, sparse), tmp_path, "sparse")
+    fit(task, run)
+    assert read_guards(run) == []
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -413,6 +413,23 @@ def test_two_optimizers_share_a_scale_that_moves(
     assert_close(task, plain, atol=2e-6)
 
 
+def test_an_optimizer_may_step_twice_a_batch_under_a_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A critic does; the scale is brought up to date after each step."""
+
+    class Twice(Plain):
+        def updates(self, batch: Any, phase: Phase) -> Iterator[Update]:
+            yield from super().updates(batch, phase)
+            yield from super().updates(batch, phase)
+
+    use_scaler(monkeypatch, init_scale=1024.0, growth_interval=1)
+    task, plain = (Twice(ToyConfig(epochs=1, slope_weight=WEIGHT)) for _ in range(2))
+    run = open_run(task, tmp_path, "run")
+    fit(task, run)
+    by_hand(plain)
+    assert_close(task, plain, atol=2e-6)
+    assert checkpoint.load_state(checkpoint.find(run, "last"))["scaler"]["scale"] == 1024.0 * 2**8
+
+
 def test_a_step_that_overflows_is_left_out_and_the_scale_falls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use_scaler(monkeypatch, init_scale=1e38)
     config = ToyConfig(epochs=3, slope_weight=50.0)

@@ -255,4 +255,4 @@ def test_the_share_of_the_perceptual_term_is_a_gate(share: float, passed: bool) 
     rep = {"ledger": {"perceptual": {"grad_share": share}}, "data": {"lead_minutes": [5]}, "metrics": {"mse": {"n": 9}}}
     better = {"mse": {"model_minus_this": {"is_better": True, "value": -1.0, "ci95": [-2.0, -0.5]}}}
     rep["baselines"] = {null: better for null in NULLS}
-    assert [gate.passed for gate in gates(rep) if "has a say" in gate.name] == [passed]
+    assert [gate.passed for gate in gates(rep) if "have a say" in gate.name] == [passed]

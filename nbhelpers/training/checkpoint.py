@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
 import re
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +54,8 @@ def save(run: Run, *, step: int, modules: Mapping[str, nn.Module], state: Mappin
             for name, module in modules.items()
             for key, t in module.state_dict().items()
         }
-        torch.save({"format": FORMAT, "step": step, **state}, temporary / STATE)
+        whole = {"format": FORMAT, "step": step, "weights_sha256": _digest(tensors), **state}
+        torch.save(_canonical(whole), temporary / STATE)
         # One entry: safetensors writes several in random order, and equal checkpoints would have different sha256.
         about = {
             "step": step,
@@ -179,7 +182,35 @@ def load_state(checkpoint: Checkpoint) -> dict[str, Any]:
         raise UserError(
             f"{path} has no format {FORMAT} state: it was written by another version; start anew with --resume never."
         )
+    if state["weights_sha256"] != _stored_digest(checkpoint):
+        raise UserError(f"{checkpoint.folder / WEIGHTS} is not what was saved with {STATE}: restore it from a copy.")
     return state
+
+
+def _canonical(value: Any) -> Any:
+    """The same content with equal strings made one object: pickle writes by identity, and equal states shall be equal
+    bytes, also when one of them has been saved and loaded before."""
+    if isinstance(value, str):
+        return sys.intern(value)
+    if isinstance(value, Mapping):
+        return {_canonical(key): _canonical(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_canonical(item) for item in value)
+    return value.detach().clone() if isinstance(value, Tensor) else value
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over names and values."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _stored_digest(checkpoint: Checkpoint) -> str:
+    with _open_weights(checkpoint.folder / WEIGHTS) as file:
+        return _digest({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118 - safe_open is no mapping
 
 
 def _open_weights(path: Path) -> Any:
@@ -197,6 +228,12 @@ def _about(weights: Any) -> dict[str, Any]:
 def _flush(path: Path) -> None:
     with path.open("rb+") as file:
         os.fsync(file.fileno())
+
+
+def point_at(run: Run, checkpoint: Checkpoint) -> None:
+    """Make ``checkpoint``, one of the run's own, its last: the run goes back to it."""
+    path = f"{run.checkpoints.name}/{checkpoint.folder.name}"
+    write_json(run.checkpoints / "last.json", {"step": checkpoint.step, "path": path, "sha256": checkpoint.sha256})
 
 
 def _names(run: Run) -> set[str]:

@@ -24,6 +24,7 @@ from nbhelpers.training.guards.guard import Epoch, GuardStop, Step
 from nbhelpers.training.guards.memory import measure, out_of_memory
 from nbhelpers.training.guards.rehearsal import rehearse
 from nbhelpers.training.guards.watch import Watch
+from nbhelpers.training.ledger import LEDGER_EVERY, LEDGER_FIRST
 from nbhelpers.training.lock import locked
 from nbhelpers.training.metrics import values
 from nbhelpers.training.run import Run
@@ -34,8 +35,6 @@ from nbhelpers.training.step import optimizer_step
 from nbhelpers.training.stop_button import StopButton
 from nbhelpers.training.task import Batch, Evaluation, Phase, Task
 
-LEDGER_EVERY = 10  # steps between rows of ledger.csv
-LEDGER_FIRST = 16  # steps that all have rows: the balance of the losses is judged on them
 SAVE_MINUTES = 5.0  # between checkpoints within an epoch
 
 
@@ -78,8 +77,8 @@ def fit(
         device = pick_device()
         accelerator = _accelerator(device, tracker, run, task)
         task.to(accelerator.device)
-        if accelerator.device.type == "cuda":  # else a resumed run may sum in another order than the one in one go
-            torch.backends.cudnn.deterministic = True
+        deterministic = torch.backends.cudnn.deterministic
+        torch.backends.cudnn.deterministic = True  # else a resumed run may sum in another order than one in one go
         plain = dict(task.modules)
         for name, module in plain.items():
             if accelerator.device.type == "cuda":
@@ -99,7 +98,8 @@ def fit(
         )
         interrupted, resumed = False, None
         try:
-            resumed = take_up(session, start)
+            with stop.held():  # until it is done, there is no moment to save
+                resumed = take_up(session, start)
             _train(session, fresh=resumed is None)
         except KeyboardInterrupt:
             interrupted = leave(session)
@@ -112,6 +112,7 @@ def fit(
             except GuardStop as stopped:
                 raise stopped from error
         finally:
+            torch.backends.cudnn.deterministic = deterministic
             for name, module in plain.items():  # accelerate leaves its autocast in `forward`; reports are float32
                 task.modules[name] = accelerator.unwrap_model(module, keep_fp32_wrapper=False)
             accelerator.end_training()

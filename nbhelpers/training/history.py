@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nbhelpers.core.errors import UserError
+from nbhelpers.training.run import writing
 
 
 def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -25,13 +25,10 @@ def append_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     if columns != header:
         _write(path, columns, [*earlier, *rows])
         return
-    try:
-        with path.open("a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, columns).writerows(rows)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise _full(path, error) from error
+    with writing(path), path.open("a", newline="", encoding="utf-8") as file:
+        csv.DictWriter(file, columns).writerows(rows)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -59,21 +56,18 @@ def keep_rows(path: Path, keep: Callable[[Mapping[str, Any]], bool]) -> None:
 
 def _write(path: Path, header: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
     temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, header)
-            writer.writeheader()
-            writer.writerows(rows)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise _full(path, error) from error
-
-
-def _full(path: Path, error: OSError) -> UserError:
-    return UserError(f"{path} could not be written ({error}): free some space and run again.")
+    with writing(path):
+        try:
+            with temporary.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, header)
+                writer.writeheader()
+                writer.writerows(rows)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 def _read(path: Path) -> tuple[list[str], list[dict[str, str]]]:

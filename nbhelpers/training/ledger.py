@@ -19,6 +19,8 @@ from torch import Tensor
 from nbhelpers.training.task import LossTerm
 from nbhelpers.training.weights import Ramp, Share
 
+LEDGER_EVERY = 10  # steps between rows of ledger.csv
+LEDGER_FIRST = 16  # steps at the beginning that all have rows: the balance of the losses is judged on them
 EMA = 0.9  # of the gradient norms behind share-based weights: about ten steps of memory, fewer at the beginning
 
 

@@ -67,7 +67,7 @@ def pull(run: Run, second: Path) -> bool:
         UserError: the copy is damaged, or is that of a run with other settings.
     """
     copy = Run(second / run.name)
-    cure = "mount Drive again or make room on the local disk, then run again"
+    cure = "make the folder or mount Drive again, see that the local disk has room, and run again"
     with _copying(run, failure=f"{run.name} was not restored from {second}", cure=cure):
         _expect(second)
         if not copy.config_file.exists():

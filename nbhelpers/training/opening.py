@@ -12,8 +12,10 @@ from typing import Any
 from nbhelpers.core.errors import UserError
 from nbhelpers.core.runtime import environment
 from nbhelpers.training import mirror
+from nbhelpers.training.checkpoint import Checkpoint
+from nbhelpers.training.history import read_rows
 from nbhelpers.training.lock import locked
-from nbhelpers.training.run import Run, architecture_hash, json_hash, write_json
+from nbhelpers.training.run import Run, architecture_hash, json_hash, write_json, writing
 from nbhelpers.training.task import Task
 
 
@@ -37,6 +39,8 @@ def open_run(task: Task, output_dir: Path, run_name: str, *, resume: str = "auto
         run = Run(_free_name(run), copy_dir)
     record = _record(task)
     if copy_dir is not None:
+        if copy_dir.resolve() == Path(output_dir).resolve():
+            raise UserError(f"runs cannot be copied to {copy_dir}, where they are written: choose another folder.")
         if (copy := Run(copy_dir / run.name)).config_file.exists():
             _check_same(copy, record, task)
         with locked(run) if run.config_file.exists() else contextlib.nullcontext():
@@ -48,27 +52,54 @@ def open_run(task: Task, output_dir: Path, run_name: str, *, resume: str = "auto
         old = run.read_config()
         # A run that goes on may have changed in fields such as the epochs; one that has not begun in everything.
         if old["config"] != record["config"] if _has_begun(run) else old != record:
-            with locked(run):
-                _tell_new_end(old["config"], record["config"])
+            with locked(run), writing(run.config_file):
+                _check_end(run, old["config"], record["config"])
                 write_json(run.config_file, record)
         return run
     if run.folder.exists() and (not run.folder.is_dir() or any(run.folder.iterdir())):
         raise UserError(f"{run.folder} exists but holds no config.json, so it is no run: choose another run name.")
-    try:
+    with writing(run.config_file):
         run.folder.mkdir(parents=True, exist_ok=True)
         write_json(run.config_file, record)
-    except OSError as error:
-        raise UserError(
-            f"cannot write to {run.folder} ({error}): free some space or choose another --output-dir."
-        ) from error
     return run
 
 
-def _tell_new_end(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    if old.get("epochs") != new.get("epochs"):
-        print(
-            f"This run was planned for {old.get('epochs')} epochs and now ends at {new.get('epochs')}; a learning rate "
-            "that falls to the end of the run follows the new number."
+def _check_end(run: Run, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Say what another number of epochs means, and refuse one that is behind the run already."""
+    if old.get("epochs") == new.get("epochs"):
+        return
+    rows = read_rows(run.history_file)
+    if rows and rows[-1]["epoch"] > new["epochs"]:
+        raise UserError(
+            f"{run.folder} has {rows[-1]['epoch']} finished epochs and {new['epochs']} are asked for: ask for at least "
+            "as many, go back to an earlier checkpoint (--resume PATH) in a run of another name, or leave it as it is."
+        )
+    print(
+        f"This run was planned for {old.get('epochs')} epochs and now ends at {new.get('epochs')}; a learning rate "
+        "that falls to the end of the run follows the new number."
+    )
+
+
+def check_same_run(task: Task, run: Run, start: Checkpoint) -> None:
+    """Raise ``UserError`` unless the checkpoint was trained with the run's settings, data, split and architecture.
+
+    Its optimizer, schedule and counters are taken over, so other settings would be ignored without a word; and what it
+    was trained on must not be among this run's test data.
+    """
+    donor = Run(start.folder.resolve().parents[1])
+    if donor.folder == run.folder.resolve():
+        return
+    theirs, ours = donor.read_config(), run.read_config()
+    differ = [
+        key for key in ("config", "data", "split", "architecture") if theirs["hashes"][key] != ours["hashes"][key]
+    ]
+    if differ:
+        fixed = [key for key in ours["config"] if key not in task.config.may_change]
+        fields = [key for key in fixed if theirs["config"].get(key) != ours["config"][key]]
+        named = f" (settings: {', '.join(fields)})" if fields else ""
+        raise UserError(
+            f"{start.folder} was trained with another {', '.join(differ)} than {run.folder}{named}: a run can only go "
+            "on from a checkpoint of its own kind; go back to those settings and data, or train from the beginning."
         )
 
 
@@ -133,7 +164,7 @@ def _check_same(run: Run, record: Mapping[str, Any], task: Task) -> None:
     if not _has_begun(run):
         return
     changes = [
-        f"{key} ({old['config'].get(key)!r} there, {value!r} now)"
+        f"{key} ({_shown(old['config'].get(key))} there, {_shown(value)} now)"
         for key, value in record["config"].items()
         if key not in task.config.may_change and old["config"].get(key) != value
     ]
@@ -148,3 +179,8 @@ def _check_same(run: Run, record: Mapping[str, Any], task: Task) -> None:
             f"run folder {run.folder} was started with other settings: {', '.join(changes)}. Choose a new run name, "
             f"e.g. {_free_name(run).name!r}, or go back to those settings; the folder is left as it is."
         )
+
+
+def _shown(value: Any) -> str:
+    """A setting as one writes it on the command line."""
+    return "none" if value is None else repr(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
@@ -14,10 +15,11 @@ from nbhelpers.core.runtime import environment, pick_device
 from nbhelpers.training import checkpoint, history, mirror
 from nbhelpers.training.guards.guard import Finding
 from nbhelpers.training.guards.watch import read_guards
+from nbhelpers.training.ledger import LEDGER_EVERY, LEDGER_FIRST
 from nbhelpers.training.ledger_figure import ledger_figure
 from nbhelpers.training.metrics import Metric, paired_difference, summarise
 from nbhelpers.training.opening import check_same_data
-from nbhelpers.training.run import Run, read_json, write_json
+from nbhelpers.training.run import Run, read_json, write_json, writing
 from nbhelpers.training.task import Gate, Task
 
 
@@ -59,7 +61,7 @@ def make_report(
         "stage": task.stage,
         "run": run.name,
         "profile": task.config.profile,
-        "remarks": [*_unfinished(task, run, len(rows)), *task.remarks()],
+        "remarks": [*_unfinished(task, run), *task.remarks()],
         "checkpoint": {
             "name": which,
             "step": found.step,
@@ -84,13 +86,17 @@ def make_report(
     gates, verdict = task.judge(report, rows, other_run)
     report["gates"] = [dataclasses.asdict(gate) for gate in gates]
     report["verdict"] = dataclasses.asdict(verdict)
-    write_json(run.report_file, report)
-    run.figures.mkdir(exist_ok=True)
-    names = []
-    for name, figure in [*task.figures(report, rows), ("ledger", ledger_figure(history.read_rows(run.ledger_file)))]:
-        figure.savefig(run.figures / f"{name}.png", dpi=110, bbox_inches="tight")
-        names.append(name)
-    (run.folder / "report.md").write_text(as_markdown(report, task.headlines, names), encoding="utf-8")
+    figures = [*task.figures(report, rows), ("ledger", ledger_figure(history.read_rows(run.ledger_file)))]
+    with writing(run.folder):
+        run.figures.mkdir(exist_ok=True)
+        for name, figure in figures:
+            temporary = run.figures / f"{name}.tmp"
+            figure.savefig(temporary, format="png", dpi=110, bbox_inches="tight")
+            os.replace(temporary, run.figures / f"{name}.png")
+        temporary = run.folder / "report.md.tmp"
+        temporary.write_text(as_markdown(report, task.headlines, [name for name, _ in figures]), encoding="utf-8")
+        os.replace(temporary, run.folder / "report.md")
+        write_json(run.report_file, report)
     if run.copy_dir is not None:
         try:
             mirror.push(run, run.copy_dir)
@@ -99,16 +105,19 @@ def make_report(
     return report
 
 
-def _unfinished(task: Task, run: Run, epochs: int) -> list[str]:
+def _unfinished(task: Task, run: Run) -> list[str]:
     """What a reader must know of a run that did not train as long as it was meant to."""
     planned = sum(phase.epochs for phase in task.phases)
     last = checkpoint.find(run, "last")
-    if epochs >= planned or last is None:
+    if last is None:
         return []
-    stale, patience = checkpoint.load_state(last)["progress"]["stale"], task.monitor.patience
-    if patience is not None and stale >= patience:
-        return [f"Stopped early after {epochs} of {planned} epochs: {stale} without a better {task.monitor.metric}."]
-    return [f"Not finished: {epochs} of {planned} epochs are trained."]
+    progress, patience = checkpoint.load_state(last)["progress"], task.monitor.patience
+    if progress["epoch"] >= planned:
+        return []
+    done = f"{progress['epoch']} of {planned} epochs"
+    if patience is not None and progress["stale"] >= patience:
+        return [f"Stopped early after {done}: {progress['stale']} without a better {task.monitor.metric}."]
+    return [f"Not finished: {done} are trained."]
 
 
 def read_report(run: Run) -> dict[str, Any]:
@@ -141,6 +150,8 @@ def _reference(reference: Run | None, data: Mapping[str, Any]) -> dict[str, Any]
 
 def ledger_summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     """Medians over the run of what each term contributed; the first probe, of an untrained model, is left out."""
+    if rows and rows[-1]["step"] >= 10 * LEDGER_FIRST:  # else the beginning, which is denser, would be most of a run
+        rows = [row for row in rows if row["step"] % LEDGER_EVERY == 0]
     by_term: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         by_term.setdefault(row["term"], []).append(row)

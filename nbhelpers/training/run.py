@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,21 @@ def write_json(path: Path, content: Mapping[str, Any] | Sequence[Any]) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the operating system says about a file that cannot be written into one sentence.
+
+    Raises:
+        UserError: the disk is full, read-only or gone.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path} could not be written ({error}): free some space and run again, or choose another --output-dir."
+        ) from error
 
 
 def architecture_hash(modules: Mapping[str, nn.Module]) -> str:

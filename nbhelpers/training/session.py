@@ -16,6 +16,7 @@ from nbhelpers.training import checkpoint, history
 from nbhelpers.training.ema import Ema, load
 from nbhelpers.training.guards.watch import Watch
 from nbhelpers.training.ledger import Balance
+from nbhelpers.training.opening import check_same_run
 from nbhelpers.training.run import Run
 from nbhelpers.training.saving import Saver
 from nbhelpers.training.state import Progress, capture, restore
@@ -80,7 +81,7 @@ def take_up(session: Session, start: Path | None) -> int | None:
     """Put the given or the last checkpoint back; returns its step, or None for a fresh start."""
     run, phases = session.run, session.phases
     checkpoint.clean(run)
-    found = checkpoint.at(start) if start is not None else checkpoint.find(run, "last")
+    found = checkpoint.find(run, "last") if start is None else checkpoint.at(start)
     if found is None:
         if any(optimizer.state_dict()["state"] for phase in phases for optimizer in phase.optimizers.values()):
             raise UserError(
@@ -91,24 +92,35 @@ def take_up(session: Session, start: Path | None) -> int | None:
         history.keep_rows(run.ledger_file, lambda row: False)
         session.watch.write()
         return None
+    if start is not None:
+        check_same_run(session.task, run, found)
     session.progress = restore(
         found, session.modules, phases, session.accelerator.scaler, session.balance, session.watch, session.ema
     )
-    progress = session.progress
-    if start is not None and not _knows_the_best(run, found):
-        progress.best = None
+    progress, own = session.progress, found.folder.resolve().parent == run.checkpoints.resolve()
+    if start is not None:
+        if own:  # first of all: rows are cut below that a later checkpoint would miss
+            checkpoint.point_at(run, found)
+        else:
+            _take_over(Run(found.folder.resolve().parents[1]), run)
+        best = checkpoint.find(run, "best")
+        if not own or best is None or best.step > found.step:
+            progress.best, progress.stale = None, 0
     # Rows written after the checkpoint belong to work that will be done again.
     history.keep_rows(run.history_file, lambda row: row["epoch"] <= progress.epoch)
     history.keep_rows(run.ledger_file, lambda row: row["step"] < progress.step)
     within = f", batch {progress.batch} of epoch {progress.epoch + 1}" if progress.batch else ""
     print(f"Resuming {run.folder} after epoch {progress.epoch} (step {progress.step}{within}).")
+    if not own:
+        session.save(best=progress.best is None)
     return progress.step
 
 
-def _knows_the_best(run: Run, found: checkpoint.Checkpoint) -> bool:
-    """Whether the best score in ``found``'s state is that of the run's best checkpoint: same run, not from later on."""
-    best = checkpoint.find(run, "best")
-    return found.folder.resolve().parent == run.checkpoints.resolve() and best is not None and best.step <= found.step
+def _take_over(donor: Run, run: Run) -> None:
+    """The rows that belong to another run's checkpoint, in place of the run's own."""
+    for theirs, ours in ((donor.history_file, run.history_file), (donor.ledger_file, run.ledger_file)):
+        history.keep_rows(ours, lambda row: False)
+        history.append_rows(ours, history.read_rows(theirs))
 
 
 def leave(session: Session) -> bool:

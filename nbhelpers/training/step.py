@@ -109,7 +109,7 @@ def optimizer_step(
     """
     # A batch of which nothing could be read has no update, and must not be the one that steps.
     window = [batch for batch in window if not task.unreadable(batch) or _samples(task, batch)]
-    unscaled = False
+    applied = False
     gathered: dict[int, _Window] = {}  # by the update's place among those of a batch
     for number, batch in enumerate(window):
         for place, update in enumerate(task.updates(batch, phase)):
@@ -141,12 +141,14 @@ def optimizer_step(
             if is_last:
                 if mine.skipped is None:
                     mine.skipped = _apply(optimizer, accelerator.scaler, mine, task.config.grad_clip)
-                    unscaled = accelerator.scaler is not None
+                    applied = True
+                    if accelerator.scaler is not None and len(window) == 1:
+                        accelerator.scaler.update()
                 if mine.skipped is None and update.optimizer in phase.schedulers:
                     phase.schedulers[update.optimizer].step()
                 raw = {name: value / mine.samples for name, value in mine.raw.items()}
                 yield Outcome(batch, update, raw, weights, mine.seen, shares, mine.skipped, mine.suspects)
-    if unscaled:  # once, at the end: the whole window has one scale
+    if accelerator.scaler is not None and len(window) > 1 and applied:  # not before: a window has one scale
         accelerator.scaler.update()
 
 

@@ -49,7 +49,7 @@ class Config:
     batch_size: int = 4
     # Loader processes; 0 reads in the training process, which is fastest when the events fit in memory.
     num_workers: int = 0
-    # Memory for decoded events, in GB.
+    # Memory for decoded events, in GB; where they do not all fit, it also decides the order they are drawn in.
     cache_gb: float = 4.0
 
     # Channels of the first UNet level; each level doubles them.
@@ -96,7 +96,7 @@ class Config:
     armed_after: int = 0
 
     # Fields that may differ when a run is continued.
-    may_change: ClassVar[frozenset[str]] = frozenset({"epochs", "num_workers", "cache_gb", "patience"})
+    may_change: ClassVar[frozenset[str]] = frozenset({"epochs", "num_workers", "patience"})
 
     def __post_init__(self) -> None:
         for name in (

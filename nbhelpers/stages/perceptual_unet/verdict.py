@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from nbhelpers.core.errors import UserError
-from nbhelpers.core.knobs import INERT_SHARE
+from nbhelpers.core.knobs import DROWNING_SHARE, INERT_SHARE
 from nbhelpers.training.metrics import MIN_GROUPS
 from nbhelpers.training.task import Gate, Verdict
 
@@ -30,7 +30,8 @@ def gates(report: Mapping[str, Any]) -> list[Gate]:
             found.append(_beats(report, null, HEADLINE, late))
     if "perceptual" in report["ledger"]:
         share = report["ledger"]["perceptual"]["grad_share"]
-        found.append(Gate("the perceptual term has a say", share >= INERT_SHARE, f"median gradient share {share:.2%}"))
+        balanced = INERT_SHARE <= share <= DROWNING_SHARE
+        found.append(Gate("both loss terms have a say", balanced, f"perceptual: {share:.2%} of the gradient"))
     return found
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from nbhelpers.core.knobs import DROWNING_SHARE, INERT_SHARE
-from nbhelpers.training.guards.guard import Finding, Guard, Step
+from nbhelpers.training.guards.guard import Finding, Guard, Rehearsal, Step
 from nbhelpers.training.task import LossTerm
 from nbhelpers.training.weights import Ramp, Share
 
@@ -35,6 +35,14 @@ class LossBalance(Guard):
     # By phase and optimizer: a mapping of term to (gradient share, value share) for each probe so far.
     probes: dict[str, list[dict[str, tuple[float, float]]]] = field(default_factory=dict)
     judged: list[str] = field(default_factory=list)  # phases and optimizers that are done
+    ends: dict[str, int] = field(default_factory=dict)  # the last step of each phase
+
+    def before(self, rehearsal: Rehearsal) -> Iterator[Finding]:
+        end = 0
+        for phase in rehearsal.task.phases:
+            end += phase.epochs * rehearsal.steps_per_epoch
+            self.ends[phase.name] = end
+        yield from ()
 
     def on_step(self, step: Step) -> Iterator[Finding]:
         key, terms = f"{step.phase.name}/{step.update.optimizer}", step.update.terms
@@ -48,22 +56,25 @@ class LossBalance(Guard):
             return
         probes = self.probes.setdefault(key, [])
         probes.append({entry.term: (entry.grad_share, entry.value_share) for entry in step.shares})
-        if len(probes) < LAST_PROBE:
+        if len(probes) < LAST_PROBE and step.step != self.ends.get(step.phase.name):  # a short run has fewer
             return
         self.judged.append(key)
-        seen = self.probes.pop(key)[FIRST_PROBE - 1 :]
+        probes = self.probes.pop(key)
+        seen = probes[FIRST_PROBE - 1 :] or probes
         gradient = {term.name: median(probe[term.name][0] for probe in seen) for term in terms}
         value = {term.name: median(probe[term.name][1] for probe in seen) for term in terms}
         found = out_of_balance({term.name: gradient[term.name] for term in objectives})
         if found is not None:
             dominant, inert = found
-            listed = [f"{name} {_percent(gradient[name])} ({_percent(value[name])})" for name in gradient]
+            listed = [
+                f"{name} {_percent(gradient[name])} of the gradient and {_percent(value[name])} of the loss"
+                for name in gradient
+            ]
             yield self.warn(
                 step.step,
                 f"{dominant} has nearly all of the gradient and {inert} next to nothing, so the model learns as if "
                 f"{inert} were not there",
-                evidence=f"median shares of the gradient, and of the value, over probes {FIRST_PROBE}-{LAST_PROBE}: "
-                + ", ".join(listed),
+                evidence=f"{'; '.join(listed)}; medians of {len(seen)} steps",
                 cure=_cure(objectives, dominant, inert, has_gradient=gradient[inert] > 0),
             )
 
@@ -93,4 +104,4 @@ def _cure(objectives: Sequence[LossTerm], dominant: str, inert: str, *, has_grad
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.4g} %"
+    return f"{100 * share:.2g} %" if share < 0.1 else f"{100 * share:.1f} %"

@@ -12,6 +12,7 @@ from nbhelpers.training.weights import Ramp
 
 IN_A_ROW = 10  # skipped steps; a scaler that starts at 65536 skips fewer in a healthy fp16 run
 TRAIN_SPIKE = 10.0  # times the running median; batches differ, dry ones from wet ones by much
+TRAIN_RECORD = 5.0  # times the largest of them too: where dry and wet batches alternate, 10 times the median is usual
 TRAIN_WINDOW = 200  # steps behind the running median
 TRAIN_LEAST = 20  # steps before there is one
 VAL_SPIKE = 2.0  # times the median of the earlier epochs, which all saw the same batches
@@ -37,7 +38,7 @@ class NotFinite(Guard):
         row = self.in_a_row[optimizer]
         named = step.suspects or list(step.raw)  # behind the prediction none of them is more suspect than another
         terms = ", ".join(f"{name} = {step.raw[name]:.4g}" for name in named)
-        evidence = f"{reason}: {row} in a row, {self.skipped[reason]} of {step.step} steps, {terms}"
+        evidence = f"{row} in a row, {self.skipped[reason]} of {step.step} steps, {terms}"
         if reason == "fp16 overflow":
             cure = "Lower the learning rate, or compute the layer that overflows in float32."
         elif reason == "loss not finite":
@@ -47,13 +48,13 @@ class NotFinite(Guard):
                 "Lower the learning rate, or look for a root, a logarithm or a division at 0 in the terms of the loss."
             )
         if row >= IN_A_ROW:
-            yield self.stop(step.step, f"no step is taken any more ({reason})", evidence=evidence, cure=cure)
+            yield self.stop(step.step, f"no step is taken any more: {reason}", evidence=evidence, cure=cure)
         elif reason == "fp16 overflow":
             message = "a step was skipped because a gradient overflowed in fp16, as happens while its scale is sought"
             calm = "Do nothing: the scaler lowers its scale by itself, and only many in a row matter."
             yield Finding(self.name, "info", step.step, evidence, message, calm)
         else:
-            yield self.warn(step.step, f"a step was skipped ({reason})", evidence=evidence, cure=cure)
+            yield self.warn(step.step, f"a step was skipped: {reason}", evidence=evidence, cure=cure)
 
 
 @dataclass
@@ -76,11 +77,12 @@ class LossSpike(Guard):
             return
         totals = self.totals.setdefault(key, [])
         usual = median(totals) if len(totals) >= TRAIN_LEAST else 0.0
-        if 0 < TRAIN_SPIKE * usual < step.total:
+        if 0 < TRAIN_SPIKE * usual < step.total and step.total > TRAIN_RECORD * max(totals):
             yield self.warn(
                 step.step,
                 f"the training loss of {step.update.optimizer} has jumped",
-                evidence=f"{step.total:.4g} after a median of {usual:.4g} over {len(totals)} steps",
+                evidence=f"{step.total:.4g}, after a median of {usual:.4g} and at most {max(totals):.4g} in the "
+                f"{len(totals)} steps before",
                 cure="Look at the batch of this step, or lower the learning rate or grad_clip.",
             )
         totals.append(step.total)

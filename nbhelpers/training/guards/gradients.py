@@ -21,7 +21,8 @@ CHUNK = 2**24  # elements whose fingerprint is taken at once: a copy of a large 
 class DeadGradients(Guard):
     """Watches each optimizer of each phase until its third step with a gradient, and frozen tensors to the end.
 
-    A step counts that was not skipped, had a learning rate above 0, and gave some tensor a gradient.
+    A step counts that was not skipped, had a learning rate above 0 and data that vary (over a dry batch, the layers
+    that see only zeros have no gradient and are well), and gave some tensor a gradient.
     """
 
     name = "dead_gradients"
@@ -71,7 +72,7 @@ class DeadGradients(Guard):
             for name, rate in self.rates[key].items()
             if tensors[name].requires_grad
         }
-        if step.skipped is not None or not any(rates.values()):
+        if step.skipped is not None or not any(rates.values()) or not _varies(step):
             return
         self.steps[key] = self.steps.get(key, 0) + 1
         self._look(key, {name: tensors[name] for name in rates}, rates)
@@ -159,6 +160,11 @@ def fingerprint(tensor: Tensor) -> list[int]:
         whole = part.long()
         total += torch.stack([whole.sum(), whole.square().sum()])
     return total.tolist()
+
+
+def _varies(step: Step) -> bool:
+    """Whether no field of the step's last batch is constant."""
+    return all(bool((raw != raw.flatten()[0]).any()) for raw in step.task.look(step.batch).raw.values())
 
 
 def _tensors(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:

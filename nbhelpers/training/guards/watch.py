@@ -23,7 +23,7 @@ from nbhelpers.training.guards.schedule import Schedule, SchedulerNotStepped, Un
 from nbhelpers.training.guards.signal import Noise, NoSkill, UnrelatedPairs
 from nbhelpers.training.guards.units import Units
 from nbhelpers.training.guards.unreadable import Unreadable
-from nbhelpers.training.run import Run, write_json
+from nbhelpers.training.run import Run, write_json, writing
 from nbhelpers.training.task import Batch, Task
 
 
@@ -93,12 +93,8 @@ class Watch:
 
     def write(self) -> None:
         """Bring guards.json up to date."""
-        try:
+        with writing(self._run.guards_file):
             write_json(self._run.guards_file, [dataclasses.asdict(finding) for finding in self.findings])
-        except OSError as error:
-            raise UserError(
-                f"{self._run.guards_file} could not be written ({error}): free some space and run again."
-            ) from error
 
     def state_dict(self) -> dict[str, Any]:
         return {
