@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -71,6 +72,7 @@ def fit(
 
     Raises:
         GuardStop: the run cannot be believed, or cannot go on; the last checkpoint stays.
+        SystemExit: the process was told to end (SIGTERM); the run is saved.
         UserError: a checkpoint that does not fit, a disk that is full, a folder that another process trains in.
     """
     with locked(run), StopButton() as stop:
@@ -103,6 +105,8 @@ def fit(
             _train(session, fresh=resumed is None)
         except KeyboardInterrupt:
             interrupted = leave(session)
+            if stop.ends_process:
+                raise SystemExit(128 + signal.SIGTERM) from None
         except (RuntimeError, MemoryError) as error:
             finding = out_of_memory(error, task, step=session.progress.step)
             if finding is None:

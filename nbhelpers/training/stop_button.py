@@ -9,18 +9,19 @@ from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)  # the stop button and Ctrl-C; a cluster's notice before it kills
+SIGNALS = (signal.SIGINT, signal.SIGTERM)  # the stop button and Ctrl-C; `kill`, or a cluster's notice before it kills
 
 
 class StopButton:
     """Raises ``KeyboardInterrupt`` at once, or at the end of the ``held()`` block that is running.
 
     Pressed again within the block it raises at once and :attr:`torn` is set: what the block was doing is half done.
-    Only the main thread hears signals; elsewhere this does nothing.
+    :attr:`ends_process` says that it was not the button but SIGTERM, after which nothing else is to be begun. Only the
+    main thread hears signals; elsewhere this does nothing.
     """
 
     def __init__(self) -> None:
-        self.torn = False
+        self.torn = self.ends_process = False
         self._pressed = False
         self._depth = 0  # of nested held() blocks
         self._before: dict[signal.Signals, Any] = {}
@@ -37,6 +38,7 @@ class StopButton:
             signal.signal(number, handler)
 
     def _press(self, number: int, frame: FrameType | None) -> None:
+        self.ends_process |= number == signal.SIGTERM
         if self._depth and not self._pressed:
             self._pressed = True
             return
