@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
-import resource
 import shutil
 import signal
 import time
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from test_fit import MEASURED, Stopped, assert_equal_runs, assert_same, press, weights
+from test_run_folder import file_size_limit
 from toy import COUNTS, HALVES, SIZE, STEPS_PER_EPOCH, ToyConfig, ToyTask, train
 
 from nbhelpers.core.errors import UserError
@@ -396,17 +396,6 @@ def test_a_run_whose_disk_is_lost_goes_on_from_its_copy(
 # the run's own disk --------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def no_file_beyond(size: int) -> Iterator[None]:
-    """The system refuses to write any file further than ``size`` bytes, as a full disk does; what fits is written."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 class Nan(ToyTask):
     """The sixth step is not taken: a finding for guards.json in the middle of an epoch."""
 
@@ -450,7 +439,7 @@ def test_the_disk_is_full_at_any_file_and_the_run_goes_on_later(
         if path.name != name or rows != (1 if file in ("history.csv", "guards.json") else 2) or step() < 5:
             return write(*arguments, **options)
         failed.append(path)
-        with no_file_beyond(path.stat().st_size - limit if limit < 0 else limit):
+        with file_size_limit(path.stat().st_size - limit if limit < 0 else limit):
             return write(*arguments, **options)
 
     def step() -> int:
@@ -480,6 +469,6 @@ def test_a_disk_that_is_full_when_a_run_is_taken_up_is_one_sentence(tmp_path: Pa
     train(tmp_path, epochs=2)
     task = ToyTask(ToyConfig(epochs=3))
     run = open_run(task, tmp_path, "run")
-    with no_file_beyond(100), pytest.raises(UserError, match="could not be written .*free some space and run again"):
+    with file_size_limit(100), pytest.raises(UserError, match="could not be written .*free some space and run again"):
         fit(task, run)
     assert train(tmp_path, epochs=3).epochs == 3
