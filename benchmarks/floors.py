@@ -50,6 +50,15 @@ def run_once(name: str, data_dir: Path, profile: str, seed: int, work: Path) -> 
     return report
 
 
+def shortened(value: Any) -> Any:
+    """The same with six digits of every number: a report has ten thousand of them."""
+    if isinstance(value, dict):
+        return {key: shortened(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [shortened(item) for item in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
 def line(report: dict[str, Any]) -> dict[str, Any]:
     """What the summary says of a run."""
     scores = {name: report["metrics"][name]["value"] for name in ("mse", "csi_74")}
@@ -83,7 +92,7 @@ def main() -> int:
         for seed in range(arguments.seeds):
             for name, data_dir in data:
                 report = run_once(name, data_dir, arguments.profile, seed, Path(work))
-                (folder / f"{report['run']}.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+                (folder / f"{report['run']}.json").write_text(json.dumps(shortened(report)) + "\n", encoding="utf-8")
                 lines.append(line(report))
                 print(json.dumps(lines[-1]), flush=True)
     repeat = f"python benchmarks/floors.py --profile {arguments.profile} --seeds {arguments.seeds}"
