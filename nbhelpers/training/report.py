@@ -19,7 +19,7 @@ from nbhelpers.training.ledger import LEDGER_EVERY, LEDGER_FIRST
 from nbhelpers.training.ledger_figure import ledger_figure
 from nbhelpers.training.metrics import Metric, paired_difference, summarise
 from nbhelpers.training.opening import check_same_data
-from nbhelpers.training.run import Run, read_json, write_json, writing
+from nbhelpers.training.run import Run, read_json, replacing, write_json, writing
 from nbhelpers.training.task import Gate, Task
 
 
@@ -93,9 +93,8 @@ def make_report(
             temporary = run.figures / f"{name}.tmp"
             figure.savefig(temporary, format="png", dpi=110, bbox_inches="tight")
             os.replace(temporary, run.figures / f"{name}.png")
-        temporary = run.folder / "report.md.tmp"
-        temporary.write_text(as_markdown(report, task.headlines, [name for name, _ in figures]), encoding="utf-8")
-        os.replace(temporary, run.folder / "report.md")
+        with replacing(run.folder / "report.md") as file:
+            file.write(as_markdown(report, task.headlines, [name for name, _ in figures]))
         write_json(run.report_file, report)
     if run.copy_dir is not None:
         try:
