@@ -15,7 +15,7 @@ ALLOWED = {
     "science": {"core", "science"},
     "stages": {"core", "training", "science"},
     "widgets": {"core"},
-    "cli": {"core", "training", "science", "stages"},
+    "cli": {"cli", "core", "training", "science", "stages"},
     "__main__": {"cli"},
     "__init__": set(),
 }

@@ -1,0 +1,73 @@
+"""``nbhelpers data``: list, fetch, verify or simulate data."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from nbhelpers.cli.common import STAGE_HELP, STAGES, simulated_dir, stage_commands
+from nbhelpers.core import manifest, runtime
+from nbhelpers.core.disk import human_bytes
+
+
+def add(commands: Any) -> None:
+    data = commands.add_parser("data", help="list, fetch, verify or simulate data")
+    actions = data.add_subparsers(dest="action", required=True)
+    listing = actions.add_parser("list", help="the data sets that can be fetched")
+    listing.add_argument("--json", action="store_true", help="print JSON")
+    listing.set_defaults(run=_list)
+    for action, run in (("fetch", _fetch), ("verify", _verify)):
+        one = actions.add_parser(action, help=f"{action} a data set")
+        one.add_argument("name", help="as `data list` prints it, or the path of a manifest")
+        one.add_argument("--data-dir", type=Path, help="where its files belong")
+        one.set_defaults(run=run)
+        if action == "fetch":
+            one.add_argument(
+                "--only", nargs="+", metavar="FILE", help="some of its files; patterns such as 'vil/2019/*'"
+            )
+    simulate = actions.add_parser("simulate", help="make data for a stage, in the format of the real ones")
+    simulate.add_argument("stage", choices=STAGES, metavar="STAGE", help=STAGE_HELP)
+    simulate.add_argument("--profile", choices=runtime.PROFILES, help="how much (default: by this machine)")
+    simulate.add_argument("--data-dir", type=Path, help="an empty or new folder")
+    simulate.add_argument("--seed", type=int, default=0)
+    simulate.set_defaults(run=_simulate)
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    found = [manifest.load_manifest(name) for name in manifest.list_manifests()]
+    if arguments.json:
+        print(json.dumps([dataclasses.asdict(one) for one in found], indent=2, default=str))
+        return 0
+    for one in found:
+        sizes = [file.bytes for file in one.files]
+        size = human_bytes(sum(s or 0 for s in sizes)) + (" or more" if None in sizes else "")
+        print(f"{one.name:22} {one.title}: {len(one.files)} files, {size}")
+    for stage in STAGES:
+        print(f"{stage:22} simulated: `nbhelpers data simulate {stage}`")
+    return 0
+
+
+def _fetch(arguments: argparse.Namespace) -> int:
+    wanted = manifest.load_manifest(arguments.name)
+    folder = arguments.data_dir or runtime.workspace().data_dir / wanted.name
+    for path in manifest.fetch(wanted, folder, only=arguments.only):
+        print(path)
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    wanted = manifest.load_manifest(arguments.name)
+    states = manifest.verify(wanted, arguments.data_dir or runtime.workspace().data_dir / wanted.name)
+    for state in states:
+        print(f"{state.status:22} {state.location}")
+    return 0 if all(state.ok for state in states) else 2
+
+
+def _simulate(arguments: argparse.Namespace) -> int:
+    profile = arguments.profile or runtime.default_profile()
+    folder = arguments.data_dir or simulated_dir(arguments.stage, profile)
+    print(stage_commands(arguments.stage).simulate(folder, profile=profile, seed=arguments.seed))
+    return 0

@@ -1,0 +1,73 @@
+"""``nbhelpers evaluate``, ``predict`` and ``report``: what is asked of a run that is there."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from nbhelpers.cli.common import STAGE_HELP, STAGES, open_existing, print_summary, run_flags, stage_commands
+from nbhelpers.core.errors import UserError
+
+
+def add(commands: Any) -> None:
+    """Add the commands."""
+    for command, run, text in (
+        ("evaluate", _evaluate, "score a run's checkpoint beside its baselines and write report.json"),
+        ("predict", _predict, "write a run's forecasts"),
+    ):
+        other = commands.add_parser(command, help=text)
+        other.add_argument("stage", choices=STAGES, metavar="STAGE", help=STAGE_HELP)
+        run_flags(other)
+        other.add_argument("--checkpoint", choices=("best", "last"), default="best", help="which weights")
+        other.add_argument("--split", choices=("train", "val", "test"), default="test", help="which events")
+        other.set_defaults(run=run)
+        if command == "evaluate":
+            other.add_argument("--reference", type=Path, metavar="RUN_DIR", help="a run to compare with in the verdict")
+        else:
+            other.add_argument(
+                "--to", type=Path, metavar="FILE", help="output file (default: forecasts.h5 in the run folder)"
+            )
+
+    report = commands.add_parser("report", help="print a finished run's report")
+    report.add_argument("run_dir", type=Path)
+    report.add_argument("--json", action="store_true", help="print report.json instead of report.md")
+    report.set_defaults(run=_report)
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from nbhelpers.training.report import make_report
+    from nbhelpers.training.run import Run
+
+    task, run = open_existing(arguments)
+    reference = Run(arguments.reference) if arguments.reference else None
+    report = make_report(task, run, which=arguments.checkpoint, split=arguments.split, reference=reference)
+    print_summary(report, run.folder)
+    return 0
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    from nbhelpers.training import checkpoint
+    from nbhelpers.training.opening import check_same_data
+
+    task, run = open_existing(arguments)
+    check_same_data(task, run)
+    found = checkpoint.find(run, arguments.checkpoint)
+    if found is None:
+        raise UserError(f"{run.folder} has no {arguments.checkpoint} checkpoint yet: train it first.")
+    checkpoint.load_weights(found, task.modules)
+    path = arguments.to or run.folder / "forecasts.h5"
+    n = stage_commands(arguments.stage).write_forecasts(task, path, split=arguments.split, checkpoint=found.sha256)
+    print(f"{n} forecasts of the {arguments.split} events: {path}")
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from nbhelpers.training.report import read_markdown, read_report
+    from nbhelpers.training.run import Run
+
+    run = Run(arguments.run_dir)
+    content = read_report(run)
+    print(json.dumps(content, indent=2) if arguments.json else read_markdown(run))
+    return 0
