@@ -705,6 +705,12 @@ def test_optional_keys_may_be_left_out(tmp_path: Path) -> None:
     assert (file.bytes, file.sha256, file.folder) == (None, None, "a/b")
 
 
+def test_range_mirrors_are_read(tmp_path: Path) -> None:
+    assert load_manifest(written(tmp_path)).range_mirrors == ()
+    bases = ["https://x.org/", "http://y.org/data/"]
+    assert load_manifest(written(tmp_path, range_mirrors=bases)).range_mirrors == tuple(bases)
+
+
 @pytest.mark.parametrize(
     ("file", "said"),
     [
@@ -747,6 +753,10 @@ def test_bad_file_entry(tmp_path: Path, file: dict[str, Any], said: str) -> None
         ({"files": ["a"]}, "JSON object"),
         ({"files": [{"path": "a"}]}, "lacks the key 'mirrors'"),
         ({"licence": "absent"}, "lacks the key 'licence'"),
+        ({"range_mirrors": "https://x.org/"}, "a list of http(s) addresses"),
+        ({"range_mirrors": ["https://x.org"]}, "'https://x.org': it must be an http(s) address that ends in '/'"),
+        ({"range_mirrors": ["gdrive:1AbC/"]}, "ends in '/'"),
+        ({"range_mirrors": [7]}, "ends in '/'"),
         ({"license": "MIT"}, "unknown key 'license'"),
         ({"citation": None}, "'citation'"),
         ({"name": "other"}, "calls itself 'other'"),

@@ -11,6 +11,9 @@ from typing import Any
 from nbhelpers.cli.common import STAGE_HELP, STAGES, simulated_dir, stage_commands
 from nbhelpers.core import manifest, runtime
 from nbhelpers.core.disk import human_bytes
+from nbhelpers.core.errors import UserError
+
+EVENT_STAGE = "perceptual-unet"  # knows how events lie in SEVIR's files
 
 
 def add(commands: Any) -> None:
@@ -27,6 +30,9 @@ def add(commands: Any) -> None:
         if action == "fetch":
             one.add_argument(
                 "--only", nargs="+", metavar="FILE", help="some of its files; patterns such as 'vil/2019/*'"
+            )
+            one.add_argument(
+                "--events", type=int, metavar="N", help="N chosen events of SEVIR, in a folder of their own"
             )
     simulate = actions.add_parser("simulate", help="make data for a stage, in the format of the real ones")
     simulate.add_argument("stage", choices=STAGES, metavar="STAGE", help=STAGE_HELP)
@@ -52,6 +58,12 @@ def _list(arguments: argparse.Namespace) -> int:
 
 def _fetch(arguments: argparse.Namespace) -> int:
     wanted = manifest.load_manifest(arguments.name)
+    if arguments.events is not None:
+        if arguments.only:
+            raise UserError("--only names whole files and --events single events: give one of the two.")
+        folder = arguments.data_dir or runtime.workspace().data_dir / f"{wanted.name}-events"
+        print(stage_commands(EVENT_STAGE).fetch_events(wanted, folder, arguments.events))
+        return 0
     folder = arguments.data_dir or runtime.workspace().data_dir / wanted.name
     for path in manifest.fetch(wanted, folder, only=arguments.only):
         print(path)

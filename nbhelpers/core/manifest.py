@@ -13,14 +13,15 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from nbhelpers.core.disk import check_room, disk_errors, file_sha256
-from nbhelpers.core.download import MirrorError, discard, download, leftovers
+from nbhelpers.core.download import discard, download, leftovers
 from nbhelpers.core.errors import UserError
+from nbhelpers.core.http_answers import MirrorError
 from nbhelpers.core.manifest_format import LOCK_NAME, Manifest, ManifestFile, list_manifests, load_manifest
 from nbhelpers.core.unpack import unpack, unpacked_from
 
@@ -54,6 +55,7 @@ def fetch(
     only: Iterable[str] | None = None,
     progress: bool = True,
     kaggle_input: Path = KAGGLE_INPUT,
+    on_bytes: Callable[[int], object] | None = None,
 ) -> list[Path]:
     """Make the files of ``manifest`` present and verified under ``data_dir``; one process at a time.
 
@@ -65,6 +67,7 @@ def fetch(
     only: paths of the manifest, or patterns such as ``"vil/2019/*"``; None means all files.
     progress: show progress bars.
     kaggle_input: folder to search before the network, used if it exists.
+    on_bytes: called with the number of bytes that have come over the network, piece by piece.
 
     Returns
     -------
@@ -80,18 +83,18 @@ def fetch(
     data_dir = Path(data_dir)
     files = _choose(manifest, only)
     missing = [file for file in files if not _present(manifest, file, data_dir)]
-    attached = _find_named({Path(file.path).name for file in missing}, kaggle_input)
+    attached = find_named({Path(file.path).name for file in missing}, kaggle_input)
     missing = [file for file in missing if not _link_from_kaggle(file, data_dir, attached)]
     _check_room_for(missing, manifest, data_dir)
     for file in missing:
-        _download(manifest, file, data_dir, progress=progress)
+        _download(manifest, file, data_dir, progress=progress, on_bytes=on_bytes)
     return [_ready(file, data_dir) for file in files]
 
 
 def verify(manifest: Manifest, data_dir: str | Path) -> list[FileStatus]:
     """Judge every file of ``manifest`` under ``data_dir`` by size and sha256; reads everything, changes nothing."""
     data_dir = Path(data_dir)
-    lock = _read_lock(data_dir)
+    lock = read_lock(data_dir)
     return [_judge(file, data_dir, lock) for file in manifest.files]
 
 
@@ -130,7 +133,7 @@ def _choose(manifest: Manifest, only: Iterable[str] | None) -> list[ManifestFile
 
 def _present(manifest: Manifest, file: ManifestFile, data_dir: Path) -> bool:
     """Whether the file (or the folder unpacked from it) is there and right; a wrong one is the user's to judge."""
-    found = _judge(file, data_dir, _read_lock(data_dir))
+    found = _judge(file, data_dir, read_lock(data_dir))
     if found.status == "not recorded" and found.sha256:
         _record(file, data_dir, found.sha256, source="found in the data folder")
     if found.status in ("wrong size", "wrong sha256"):
@@ -142,7 +145,7 @@ def _present(manifest: Manifest, file: ManifestFile, data_dir: Path) -> bool:
     return found.ok or (data_dir / file.path).is_file()
 
 
-def _find_named(names: set[str], root: Path) -> dict[str, list[Path]]:
+def find_named(names: set[str], root: Path) -> dict[str, list[Path]]:
     """Files under ``root`` with one of ``names``, in one walk (attached data sets can hold 100,000 files)."""
     found: dict[str, list[Path]] = {name: [] for name in names}
     for folder, _, files in os.walk(root) if names else ():
@@ -159,7 +162,7 @@ def _link_from_kaggle(file: ManifestFile, data_dir: Path, attached: Mapping[str,
             continue
         problem, digest = _problem(file, candidate, data_dir)
         if problem:
-            _say(f"{candidate} is not used for {file.path}: {problem}")
+            say(f"{candidate} is not used for {file.path}: {problem}")
             continue
         target = data_dir / file.path
         part = target.with_name(target.name + ".part")
@@ -189,18 +192,25 @@ def _check_room_for(missing: list[ManifestFile], manifest: Manifest, data_dir: P
     check_room(data_dir, needed, f"manifest {manifest.name}")
 
 
-def _download(manifest: Manifest, file: ManifestFile, data_dir: Path, *, progress: bool) -> None:
+def _download(
+    manifest: Manifest,
+    file: ManifestFile,
+    data_dir: Path,
+    *,
+    progress: bool,
+    on_bytes: Callable[[int], object] | None,
+) -> None:
     target, part = data_dir / file.path, _part(file, data_dir)
     with disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
     failures = []
     for index, mirror in enumerate(file.mirrors):
         try:
-            digest = _download_verified(mirror, file, data_dir, part, progress=progress)
+            digest = _download_verified(mirror, file, data_dir, part, progress=progress, on_bytes=on_bytes)
         except MirrorError as error:
             failures.append(f"mirror {index + 1} of {len(file.mirrors)}, {mirror}: {error}")
             if index + 1 < len(file.mirrors):
-                _say(f"{file.path}: {failures[-1]}; trying {file.mirrors[index + 1]} next")
+                say(f"{file.path}: {failures[-1]}; trying {file.mirrors[index + 1]} next")
             continue
         with disk_errors(target):
             os.replace(part, target)
@@ -216,12 +226,12 @@ def _download(manifest: Manifest, file: ManifestFile, data_dir: Path, *, progres
     )
 
 
-def _download_verified(mirror: str, file: ManifestFile, data_dir: Path, part: Path, *, progress: bool) -> str:
+def _download_verified(mirror: str, file: ManifestFile, data_dir: Path, part: Path, **options: Any) -> str:
     """Download to ``part`` and return its sha256. A continued part that turns out wrong is begun anew once."""
     hash_known = _expected(file, data_dir) is not None
     while True:
         continued = bool(leftovers(part))
-        download(mirror, part, size=file.bytes, hash_known=hash_known, unpacks=bool(file.unpack), progress=progress)
+        download(mirror, part, size=file.bytes, hash_known=hash_known, unpacks=bool(file.unpack), **options)
         problem, digest = _problem(file, part, data_dir)
         if not problem:
             return digest
@@ -262,17 +272,20 @@ def _expected(file: ManifestFile, data_dir: Path) -> str | None:
     """The sha256 to hold the file to: the manifest's, else the one recorded on first use."""
     if file.sha256:
         return file.sha256
-    return _read_lock(data_dir).get(file.path, {}).get("sha256")
+    return read_lock(data_dir).get(file.path, {}).get("sha256")
 
 
 def _record(file: ManifestFile, data_dir: Path, digest: str, *, source: str) -> None:
-    """Write the hash of a first arrival to the lock file, by one rename; files with a published hash need none."""
-    lock = _read_lock(data_dir)
-    if file.sha256 or file.path in lock:
-        return
+    """Record the hash of a first arrival; files with a published hash need none."""
+    if not file.sha256 and file.path not in read_lock(data_dir):
+        record(data_dir, file.path, sha256=digest, size=(data_dir / file.path).stat().st_size, source=source)
+
+
+def record(data_dir: Path, name: str, *, sha256: str, size: int, source: str) -> None:
+    """Enter a file, or a piece of one, in the lock file of ``data_dir``, by one rename."""
+    lock = read_lock(data_dir)
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    size = (data_dir / file.path).stat().st_size
-    lock[file.path] = {"sha256": digest, "bytes": size, "source": source, "recorded": now}
+    lock[name] = {"sha256": sha256, "bytes": size, "source": source, "recorded": now}
     path = data_dir / LOCK_NAME
     with disk_errors(path):
         temporary = path.with_name(LOCK_NAME + ".new")
@@ -280,7 +293,8 @@ def _record(file: ManifestFile, data_dir: Path, digest: str, *, source: str) -> 
         os.replace(temporary, path)
 
 
-def _read_lock(data_dir: Path) -> dict[str, Any]:
+def read_lock(data_dir: Path) -> dict[str, Any]:
+    """What is recorded of each file, by its path in the manifest; UserError if the lock file is damaged."""
     path = data_dir / LOCK_NAME
     if not path.is_file():
         return {}
@@ -297,5 +311,6 @@ def _part(file: ManifestFile, data_dir: Path) -> Path:
     return data_dir / (file.path + ".part")
 
 
-def _say(message: str) -> None:
+def say(message: str) -> None:
+    """Tell the user what happens, without disturbing what a command prints as its result."""
     print(message, file=sys.stderr)  # a command's standard output may be JSON

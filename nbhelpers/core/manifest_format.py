@@ -51,6 +51,7 @@ class Manifest:
     licence: str  # SPDX identifier or the terms in a sentence
     citation: str  # what to cite
     files: tuple[ManifestFile, ...]
+    range_mirrors: tuple[str, ...] = ()  # base addresses of further files, of which pieces are fetched by HTTP Range
 
 
 def list_manifests() -> list[str]:
@@ -95,7 +96,7 @@ def _parse(text: str, *, where: str, name: str) -> Manifest:
         raw = json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{where} is not JSON (line {error.lineno}: {error.msg}): correct that line") from error
-    _check_keys(raw, where, required=(*_TEXTS, "files"), optional=())
+    _check_keys(raw, where, required=(*_TEXTS, "files"), optional=("range_mirrors",))
     for key in _TEXTS:
         if not isinstance(raw[key], str) or not raw[key].strip():
             raise UserError(f"{where} has {raw[key]!r} as {key!r}: it must be a text")
@@ -107,7 +108,8 @@ def _parse(text: str, *, where: str, name: str) -> Manifest:
         raise UserError(f"{where} has no list of at least one file under 'files'")
     files = tuple(_parse_file(entry, f"{where}, files[{index}]") for index, entry in enumerate(raw["files"]))
     _check_apart(files, where)
-    return Manifest(raw["name"], raw["title"], raw["description"], raw["licence"], raw["citation"], files)
+    bases = _parse_bases(raw.get("range_mirrors", []), where)
+    return Manifest(raw["name"], raw["title"], raw["description"], raw["licence"], raw["citation"], files, bases)
 
 
 def _parse_file(raw: Any, where: str) -> ManifestFile:
@@ -138,11 +140,24 @@ def _parse_mirrors(raw: Any, where: str) -> tuple[str, ...]:
     if not isinstance(raw, list) or not raw:
         raise UserError(f"{where} has no mirrors: give at least one http(s) address or 'gdrive:<id>'")
     for mirror in raw:
-        web = isinstance(mirror, str) and urlsplit(mirror).scheme in ("http", "https") and urlsplit(mirror).netloc
+        web = isinstance(mirror, str) and _is_web(mirror)
         drive = isinstance(mirror, str) and re.fullmatch(GDRIVE + r"[\w-]+", mirror)
         if not (web or drive):
             raise UserError(f"{where} has the mirror {mirror!r}: it must be an http(s) address or 'gdrive:<id>'")
     return tuple(raw)
+
+
+def _parse_bases(raw: Any, where: str) -> tuple[str, ...]:
+    if not isinstance(raw, list):
+        raise UserError(f"{where} has {raw!r} as 'range_mirrors': it must be a list of http(s) addresses")
+    for base in raw:
+        if not (isinstance(base, str) and _is_web(base) and base.endswith("/")):
+            raise UserError(f"{where} has the range mirror {base!r}: it must be an http(s) address that ends in '/'")
+    return tuple(raw)
+
+
+def _is_web(address: str) -> bool:
+    return urlsplit(address).scheme in ("http", "https") and bool(urlsplit(address).netloc)
 
 
 def _check_keys(raw: Any, where: str, *, required: tuple[str, ...], optional: tuple[str, ...]) -> None:

@@ -97,7 +97,7 @@ def read_catalogue(data_dir: Path, *, max_pct_missing: float = 0.0) -> list[Even
         UserError: no catalogue, missing columns, unreadable values, files that are not there, no usable event.
     """
     catalogue = find_catalogue(data_dir)
-    rows = _catalogue_rows(catalogue)
+    rows = catalogue_rows(catalogue)
     events: dict[str, Event] = {}
     paths: dict[str, Path | None] = {}  # asking a mounted drive about the same file for every row would take minutes
     for line, row in rows:
@@ -134,7 +134,7 @@ def read_catalogue(data_dir: Path, *, max_pct_missing: float = 0.0) -> list[Even
     return [events[key] for key in sorted(events)]
 
 
-def _catalogue_rows(catalogue: Path) -> list[tuple[int, dict[str, str]]]:
+def catalogue_rows(catalogue: Path) -> list[tuple[int, dict[str, str]]]:
     """Line number and cells of every row of type ``vil``."""
     try:
         with catalogue.open(newline="", encoding="utf-8-sig") as file:
@@ -163,7 +163,7 @@ def _event_file(catalogue: Path, file_name: str) -> Path | None:
 def absent_files(data_dir: Path) -> list[str]:
     """Files that the catalogue names and the folder lacks: their events are left out, which a report must say."""
     catalogue = find_catalogue(data_dir)
-    names = sorted({row["file_name"] for _, row in _catalogue_rows(catalogue)})
+    names = sorted({row["file_name"] for _, row in catalogue_rows(catalogue)})
     return [name for name in names if _event_file(catalogue, name) is None]
 
 
