@@ -17,7 +17,8 @@ semi-Lagrangian scheme); Bowler, Pierce and Seed (2004), J. Hydrol. 288, 74 (opt
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -118,10 +119,15 @@ def extrapolate(frame: Tensor, motion: Tensor, leads: int, *, valid: Tensor | No
     the pixel keeps its forecast of the lead before; where no lead ever saw an observation it is dry (0).
     """
     seen = torch.ones_like(frame) if valid is None else valid.to(frame)
-    source = torch.stack([torch.where(seen > 0, frame, 0.0), seen], 1)
-    current, out = source[:, 0], []
-    for place in _departures(motion, leads):
-        value, known = _read(source, place).unbind(1)
+    still = frame[:, None].expand(-1, leads, -1, -1)
+    return _carried(torch.where(seen[:, None] > 0, still, 0.0), seen, _departures(motion, leads))
+
+
+def _carried(fields: Tensor, seen: Tensor, places: Iterable[Tensor]) -> Tensor:
+    """Field k of (B, leads, H, W), given where the air is now, read at place k; border rule of ``extrapolate``."""
+    current, out = fields[:, 0], []
+    for lead, place in enumerate(places):
+        value, known = _read(torch.stack([fields[:, lead], seen], 1), place).unbind(1)
         current = torch.where(known > 0.5, value / known.clamp_min(0.5), current)
         out.append(current)
     return torch.stack(out, 1)
@@ -138,37 +144,70 @@ def _departures(motion: Tensor, leads: int) -> Iterator[Tensor]:
         yield place
 
 
+@dataclass(frozen=True)
+class Moving:
+    """Frames seen from coordinates that move with the rain: where it only moves, nothing changes."""
+
+    aligned: Tensor  # (B, T, H, W): every input frame, brought to where its air is at the time of the last one
+    seen: Tensor  # (B, H, W), 1 where the last aligned frame is known, else 0
+    places: tuple[Tensor, ...]  # (B, 2, H, W) px for each lead: where its air is at the time of the last frame
+    held: Tensor  # (B, leads) bool: leads at which everything stays where it is
+
+    def carry(self, fields: Tensor) -> Tensor:
+        """Fields (B, leads, H, W) in moving coordinates, each carried to its place; border rule of ``extrapolate``.
+
+        The last aligned frame, repeated, gives the advection nowcast.
+        """
+        known = torch.where(self.seen[:, None] > 0, fields, 0.0)
+        return torch.where(self.held[..., None, None], known, _carried(known, self.seen, self.places))
+
+
+@torch.no_grad()
+def moving_frames(frames: Tensor, n_out: int, *, valid: Tensor | None = None) -> Moving:
+    """Frames (B, T, H, W) in [0, 1] in moving coordinates, and the way back for ``n_out`` leads.
+
+    What the last frame misses is filled from older frames along the motion. A mosaic whose radars refresh less often
+    than its frames come stands still, then jumps, and persistence wins the first leads. So the motion is tried on the
+    input frames: leads before the first one at which its squared error is smaller stay where they are, each batch
+    member by itself. Raises ``UserError`` like ``motion_field``.
+    """
+    images, seen = _checked(frames, valid)
+    motion = motion_field(images, valid=seen > 0)
+    places = list(_departures(motion, max(n_out, images.shape[1] - 1)))
+    older, older_seen = _aligned(images[:, :-1], seen[:, :-1], places)
+    last, known = images[:, -1], seen[:, -1]
+    for age in range(older.shape[1]):  # the youngest frame that saw a hole fills it
+        gap = (known == 0) & (older_seen[:, -1 - age] > 0.5)
+        last, known = torch.where(gap, older[:, -1 - age], last), torch.where(gap, 1.0, known)
+    n_held = _held_leads(images, seen, places[: min(n_out, images.shape[1] // 2)])
+    held = torch.arange(n_out, device=n_held.device) < n_held[:, None]
+    return Moving(torch.cat([older, last[:, None]], 1), known, tuple(places[:n_out]), held)
+
+
 @torch.no_grad()
 def advection_nowcast(frames: Tensor, n_out: int, *, valid: Tensor | None = None) -> Tensor:
     """Advection forecast (B, n_out, H, W) from ``frames`` (B, T, H, W) in [0, 1]; ``valid`` as in ``motion_field``.
 
-    What the last frame misses is filled from older frames along the motion; border rule of ``extrapolate``.
-    A mosaic whose radars refresh less often than its frames come stands still, then jumps, and persistence wins the
-    first leads. So the motion is tried on the input frames: leads before the first one at which its squared error
-    is smaller stay persistence, each batch member by itself. Raises ``UserError`` like ``motion_field``.
+    The last frame, moved along the motion: see ``moving_frames``.
     """
-    images, seen = _checked(frames, valid)
-    motion = motion_field(images, valid=seen > 0)
-    last, known = _filled(images, seen, motion)
-    held = _held_leads(images, seen, motion, min(n_out, images.shape[1] // 2))
-    early = torch.arange(n_out, device=held.device) < held[:, None]
-    return torch.where(early[..., None, None], last[:, None], extrapolate(last, motion, n_out, valid=known))
+    moving = moving_frames(frames, n_out, valid=valid)
+    return moving.carry(moving.aligned[:, -1:].expand(-1, n_out, -1, -1))
 
 
-def _filled(images: Tensor, seen: Tensor, motion: Tensor) -> tuple[Tensor, Tensor]:
-    """Last frame (B, H, W), holes filled with what older frames saw and the motion brought; and where it is known."""
-    image, known, place = images[:, 0], seen[:, 0], next(_departures(motion, 1))
-    for t in range(1, images.shape[1]):
-        moved, reached = _read(torch.stack([image, known], 1), place).unbind(1)
-        image = torch.where(seen[:, t] > 0, images[:, t], (reached > 0.5) * moved / reached.clamp_min(0.5))
-        known = torch.maximum(seen[:, t], (reached > 0.5).to(images))
-    return image, known > 0
+def _aligned(images: Tensor, seen: Tensor, places: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Older frames (B, T-1, H, W) read at their own departure places, and how much of each pixel they saw."""
+    values, shares = [], []
+    for age in range(images.shape[1], 0, -1):
+        value, known = _read(torch.stack([images[:, -age], seen[:, -age]], 1), places[age - 1]).unbind(1)
+        values.append(torch.where(known > 0.5, value / known.clamp_min(0.5), 0.0))
+        shares.append(known)
+    return torch.stack(values, 1), torch.stack(shares, 1)
 
 
-def _held_leads(images: Tensor, seen: Tensor, motion: Tensor, leads: int) -> Tensor:
+def _held_leads(images: Tensor, seen: Tensor, places: Sequence[Tensor]) -> Tensor:
     """Number (B,) of first leads at which, within the input frames, persistence has a smaller error than motion."""
     held = torch.zeros(len(images), dtype=torch.long, device=images.device)
-    for lead, place in enumerate(_departures(motion, leads)):
+    for lead, place in enumerate(places):
         older, older_seen, truth = images[:, : -lead - 1], seen[:, : -lead - 1], images[:, lead + 1 :]
         moved, reached = _read(torch.cat([older, older_seen], 1), place).chunk(2, 1)
         judged = seen[:, lead + 1 :] * older_seen * (reached > KNOWN)

@@ -35,7 +35,7 @@ class UNet2D(nn.Module):
         n_out: predicted frames.
         base: channels of the first level; level k has ``base * 2**k``.
         depth: poolings.
-        residual: predict a correction to a first guess; the head starts at zero, so training starts at the guess.
+        residual: predict a correction to the last frame; the head starts at zero, so training starts at persistence.
     """
 
     def __init__(self, n_in: int, n_out: int, *, base: int = 32, depth: int = 4, residual: bool = True):
@@ -56,12 +56,8 @@ class UNet2D(nn.Module):
         """What no shape of a weight shows; part of the architecture hash."""
         return f"depth={self.depth}, residual={self.residual}"
 
-    def forward(self, frames: Tensor, guess: Tensor | None = None) -> Tensor:
-        """``(B, n_in, H, W)`` scaled frames in time order → ``(B, n_out, H, W)``, not clipped.
-
-        Args:
-            guess: ``(B, n_out, H, W)`` to correct when residual; by default the last input frame (persistence).
-        """
+    def forward(self, frames: Tensor) -> Tensor:
+        """``(B, n_in, H, W)`` scaled frames in time order → ``(B, n_out, H, W)``, not clipped."""
         height, width = frames.shape[-2:]
         multiple = 2**self.depth
         x = F.pad(frames, (0, -width % multiple, 0, -height % multiple), mode="replicate")
@@ -75,6 +71,4 @@ class UNet2D(nn.Module):
         for up, merge in zip(self.up, self.merge, strict=True):
             x = merge(torch.cat([skips.pop(), up(x)], dim=1))
         out = self.head(x)[..., :height, :width]
-        if not self.residual:
-            return out
-        return out + (frames[:, -1:] if guess is None else guess)
+        return out + frames[:, -1:] if self.residual else out

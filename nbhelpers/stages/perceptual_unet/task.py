@@ -21,7 +21,7 @@ from nbhelpers.core.fields import Field
 from nbhelpers.core.runtime import pick_device
 from nbhelpers.core.splits import split_hash
 from nbhelpers.stages.perceptual_unet import baselines, data, windows
-from nbhelpers.stages.perceptual_unet.advection import advection_nowcast
+from nbhelpers.stages.perceptual_unet.advection import moving_frames
 from nbhelpers.stages.perceptual_unet.config import MIN_SIDE, Config
 from nbhelpers.stages.perceptual_unet.content import fingerprint
 from nbhelpers.stages.perceptual_unet.losses import Lpips, PerceptualLoss, masked_mse
@@ -82,10 +82,8 @@ class NowcastTask:
         self.fields: Mapping[str, Field] = {"input": data.VIL, "target": data.VIL}
 
         torch.manual_seed(config.seed)
-        # An advected guess is also shown to the net, as further channels: the last frame it sees anyway.
-        channels = config.n_in + (config.n_out if config.first_guess == "advection" else 0)
         residual = config.first_guess != "none"
-        unet = UNet2D(channels, config.n_out, base=config.base_channels, depth=config.depth, residual=residual)
+        unet = UNet2D(config.n_in, config.n_out, base=config.base_channels, depth=config.depth, residual=residual)
         self.modules: MutableMapping[str, nn.Module] = {"unet": unet}
         self.perceptual = None if config.perceptual_is_off else PerceptualLoss(config.backbone, config.backbone_weights)
         self.lpips = Lpips(config.lpips_net, config.lpips_source)
@@ -175,9 +173,10 @@ class NowcastTask:
         """``(B, n_out, H, W)`` of the net for ``(B, n_in, H, W)`` inputs in model units and their mask."""
         if self.config.first_guess != "advection":
             return self.modules["unet"](frames)
-        with torch.no_grad():
-            guess = advection_nowcast(frames, self.config.n_out, valid=valid)
-        return self.modules["unet"](torch.cat([guess, frames], dim=1), guess)
+        # In coordinates that move with the rain the last frame is the advection nowcast, and what is left to learn is
+        # where rain grows and decays.
+        moving = moving_frames(frames, self.config.n_out, valid=valid)
+        return moving.carry(self.modules["unet"](moving.aligned))
 
     def terms(self, target: Tensor, valid: Tensor) -> tuple[LossTerm, ...]:
         """The summands of the loss against ``target``, ``(B, n_out, H, W)`` in model units."""
