@@ -53,11 +53,17 @@
 PROFILE = ""  # "smoke", "quick", "t4" or "full"
 RUN_NAME = "nowcast"  # the same name again goes on where that run stopped
 DATA_DIR = ""  # empty: simulated storms; else the folder that holds SEVIR's CATALOG.csv
+SEVIR_EVENTS = 0  # with DATA_DIR empty: fetch so many real events (7 MB each, and 34 MB of catalogue), e.g. 60
 BACKBONE_WEIGHTS = "imagenet"  # downloaded once; or the path of a weight file; or "random" (the report will say so)
 LPIPS_WEIGHTS = ""  # the same for the LPIPS metric; empty: those of the backbone if it is the same net, else imagenet
 SEED = 0
+RUN_SWEEP = False  # train several λ with two seeds each and compare them (profile smoke does a tiny one)
 
 # %% [markdown]
+# **Real storms.** With `SEVIR_EVENTS = 60` the data cell fetches 60 events of SEVIR from its public bucket, by ranges of
+# the large files, into one file of 430 MB; ask for more later and only the new ones are fetched. A copy of SEVIR on Drive
+# reads as it is: `DATA_DIR = "/content/drive/MyDrive/SEVIR_Data"`.
+#
 # **Your own data.** Set `DATA_DIR` to a folder with
 #
 # * `CATALOG.csv` with at least the columns `id, file_name, file_index, img_type, time_utc, minute_offsets, pct_missing`
@@ -83,14 +89,21 @@ config
 
 # %% [markdown]
 # ## 3 Data
-# Simulated storms, unless you named a folder: rain that is carried along by a curved flow, grows and decays, with
-# convective cells in stratiform rain and here and there a sector that the radar did not see.
+# Simulated storms, unless you named a folder or asked for SEVIR: rain that is carried along by a curved flow, grows and
+# decays, with convective cells in stratiform rain and here and there a sector that the radar did not see.
 
 # %%
+from nbhelpers.core.manifest import load_manifest
+from nbhelpers.stages.perceptual_unet.sevir_fetch import fetch_events
 from nbhelpers.stages.perceptual_unet.simulate import simulate
 
-data_dir = Path(DATA_DIR) if DATA_DIR else place.data_dir / f"perceptual-unet-{profile}"
-if not DATA_DIR:
+if DATA_DIR:
+    data_dir = Path(DATA_DIR)
+elif SEVIR_EVENTS:
+    data_dir = place.data_dir / "sevir-events"
+    print(fetch_events(load_manifest("sevir"), data_dir, SEVIR_EVENTS))
+else:
+    data_dir = place.data_dir / f"perceptual-unet-{profile}"
     simulate(data_dir, **SIMULATED[profile])
 
 # %% [markdown]
@@ -129,9 +142,10 @@ widgets.show_table(score_table(baselines, task.headlines))
 
 # %% [markdown]
 # ## 5 Model and losses
-# A UNet with frames as channels. It sees the advection forecast beside the frames and predicts a correction to it
-# (`first_guess`), so training starts at the strongest baseline and has to earn everything beyond: where rain grows and
-# decays. Set `first_guess="persistence"` to see how long a net takes to learn motion by itself.
+# A UNet with frames as channels, in **coordinates that move with the rain**: every input frame is brought along the
+# motion to where its rain is now, the net predicts how it will grow and decay there, and its forecasts are carried to
+# their places. Untrained it is the advection forecast, so training starts at the strongest baseline. Set
+# `first_guess="persistence"` to see how long a net takes to learn motion by itself.
 
 # %%
 unet = task.modules["unet"]
@@ -141,10 +155,14 @@ unet.down[0], unet.head
 # %% [markdown]
 # The loss is
 #
-# $$L = \mathrm{MSE}(\hat y, y) + \frac{\lambda}{S}\,P(\hat y, y),\qquad
+# $$L = \mathrm{MSE}_w(\hat y, y) + \mu\,\mathrm{MAE}_w(\hat y, y) + \frac{\lambda}{S}\,P(\hat y, y),\qquad
 # P = \sum_l \operatorname{mean}\,\bigl(\varphi_l(\hat y) - \varphi_l(y)\bigr)^2$$
 #
-# with $\varphi_l$ the activations of a pretrained image network. What λ *means* depends on the data, the network and S:
+# with $\varphi_l$ the activations of a pretrained image network. The pixel errors are weighted, $w = (1 + e\,y)/k$ with
+# $e$ = `emphasis` and $k$ the number of the lead: the plain MSE is smallest for the mean of all that may come, which
+# forecasts strong rain too rarely. (`emphasis=0, even_leads=False, mae_weight=0` is the plain $\mathrm{MSE} + \lambda P/S$.)
+#
+# What λ *means* depends on the data, the network and S:
 # with VGG16, the often copied 5e-4 with S = 6000 contributes a twentieth of a per cent. So look before you
 # train: the panel shows, on a real batch, which share of the loss and of the gradient the term has. Set either λ or the
 # share itself.
@@ -260,6 +278,73 @@ from nbhelpers.stages.perceptual_unet.forecast_file import write_forecasts
 write_forecasts(again, run.folder / "forecasts.h5", split="test", checkpoint=scored.sha256)
 print(run.folder / "forecasts.h5")
 print(run.folder / "report.md")
+
+# %% [markdown]
+# ## Beyond · does λ matter?
+# One run cannot say. A **sweep** trains several λ and several gradient shares with several seeds, λ = 0 always among them,
+# chooses on validation, and gives every setting's paired difference to λ = 0. Type the values you want to try; the table
+# says what each would mean before you spend the time. (A grid in which nothing can matter is refused.)
+
+# %%
+from nbhelpers.stages.perceptual_unet.sweep import Grid, measure_grid, run_sweep
+
+tiny = Grid(lambdas=(), shares=(0.3,), seeds=(0, 1))
+grid_panel = widgets.sweep_panel(
+    tiny if profile == "smoke" else Grid(),
+    measure_grid(again),
+    labels={"lambdas": "λ", "shares": "gradient shares", "seeds": "seeds"},
+    minutes=report["train_seconds"] / 60,
+)
+grid_panel
+
+# %% [markdown]
+# Every row is a run of its own in the sweep's folder. Stop it when you like: the next time it goes on.
+
+# %%
+sweep_dir = place.output_dir / f"{RUN_NAME}-{profile}-sweep"
+swept = None
+if RUN_SWEEP or profile == "smoke":
+    swept = run_sweep(config, grid_panel.grid, data_dir, sweep_dir, copy_dir=make_copy_dir(place))
+    print(swept.report["verdict"]["name"].upper() + ":", swept.report["verdict"]["meaning"])
+
+# %%
+from nbhelpers.stages.perceptual_unet.sweep_figure import sweep_figure
+from nbhelpers.training import sweep_text
+
+if swept:
+    widgets.show_table(sweep_text.settings_table(swept.report))
+    widgets.show_table(sweep_text.difference_table(swept.report, "test"))
+    widgets.show(sweep_figure(swept.report))
+    print(*(effect["sentence"] for effect in swept.report["effects"].values()), sep="\n")
+
+# %% [markdown]
+# ## Beyond · several forecasts instead of one
+# Runs that differ in their seed are an **ensemble**: the share of members that forecast strong rain is its probability.
+# Blurred members agree with each other on too little of it, so their probabilities are close to 0 where it mattered. The
+# figure compares the sweep's last setting with λ = 0.
+
+# %%
+from nbhelpers.stages.perceptual_unet import ensemble_report
+from nbhelpers.stages.perceptual_unet.ensemble import open_ensemble
+
+seeds = grid_panel.grid.seeds
+if swept and len(seeds) > 1:
+    reference, *_, last = swept.report["settings"]
+    ensemble = open_ensemble([sweep_dir / f"{last}-seed{seed}" for seed in seeds])
+    plain = open_ensemble([sweep_dir / f"{reference}-seed{seed}" for seed in seeds], beside=ensemble)
+    ensemble_dir = sweep_dir / f"ensemble-of-{len(seeds)}"
+    together = ensemble_report.make_ensemble_report(ensemble, ensemble_dir, against=plain)
+    for name, metrics in together["metrics"].items():
+        print(name)
+        widgets.show_table(ensemble_report.table(metrics))
+    widgets.show_table(ensemble_report.difference_table(together["differences"]))
+
+# %%
+from IPython.display import Image, display
+
+if swept and len(seeds) > 1:
+    for name in ("exceedance", "reliability", "spread", "blur"):
+        display(Image(ensemble_dir / "figures" / f"{name}.png"))
 
 # %% [markdown]
 # ## 10 Troubleshooting

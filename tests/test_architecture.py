@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import configparser
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ ALLOWED = {
     "training": {"core", "training"},
     "science": {"core", "science"},
     "stages": {"core", "training", "science"},
-    "widgets": {"core"},
+    "widgets": {"core", "widgets"},
     "cli": {"cli", "core", "training", "science", "stages"},
     "__main__": {"cli"},
     "__init__": set(),
@@ -57,6 +58,13 @@ def test_the_rule_can_fail() -> None:
     assert violations(stage, ["nbhelpers.widgets.show"])
     assert violations(PACKAGE / "training" / "fit.py", ["nbhelpers.stages.perceptual_unet.task"])
     assert violations(PACKAGE / "core" / "runtime.py", ["nbhelpers.training.fit"])
+
+
+def test_an_installed_package_has_every_folder(root: Path) -> None:
+    setup = configparser.ConfigParser()
+    setup.read(root / "setup.cfg")
+    declared = set(setup["options"]["packages"].split()) - {"nbhelpers.data_manifests"}  # lies beside the package
+    assert declared == {".".join(path.parent.relative_to(root).parts) for path in PACKAGE.rglob("__init__.py")}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))

@@ -18,8 +18,15 @@ from torch import Tensor, nn
 from nbhelpers.core import download, manifest
 from nbhelpers.core.errors import UserError
 from nbhelpers.stages.perceptual_unet import backbones
-from nbhelpers.stages.perceptual_unet.losses import Lpips, PerceptualLoss, masked_mse
+from nbhelpers.stages.perceptual_unet.losses import (
+    Lpips,
+    PerceptualLoss,
+    absolute_error,
+    pixel_weights,
+    squared_error,
+)
 
+Error = Callable[[Tensor, Tensor, Tensor], Tensor]
 NETS = ("squeeze", "alex", "vgg16")
 BUILD = {"squeeze": "squeezenet1_1", "alex": "alexnet", "vgg16": "vgg16"}
 PACKAGE = {"squeeze": "squeeze", "alex": "alex", "vgg16": "vgg"}
@@ -52,29 +59,57 @@ def radar(seed: int, *, shape: tuple[int, ...] = (2, 2, 64, 48)) -> tuple[Tensor
     return prediction, torch.where(valid, target, 0.0), valid
 
 
-# --- mean squared error -------------------------------------------------------------------------------------------
+# --- pixel errors -------------------------------------------------------------------------------------------------
+
+ERRORS = [(squared_error, 2), (absolute_error, 1)]
 
 
-def test_masked_mse_is_numpys_mean_over_measured_pixels() -> None:
+@pytest.mark.parametrize(("error", "power"), ERRORS)
+def test_plain_errors_are_numpys_mean_over_measured_pixels(error: Error, power: int) -> None:
     prediction, target, valid = radar(0)
-    value = masked_mse(prediction, target, valid)
-    error = (prediction.detach().double().numpy() - target.double().numpy())[valid.numpy()]
-    assert value.item() == pytest.approx(np.mean(error**2), rel=1e-6)
+    value = error(prediction, target, pixel_weights(valid, target))
+    difference = (prediction.detach().double().numpy() - target.double().numpy())[valid.numpy()]
+    assert value.item() == pytest.approx(np.mean(np.abs(difference) ** power), rel=1e-6)
     (gradient,) = torch.autograd.grad(value, prediction)
-    np.testing.assert_allclose(gradient.numpy()[valid.numpy()], 2 * error / error.size, rtol=1e-4, atol=1e-10)
+    slope = power * np.sign(difference) * np.abs(difference) ** (power - 1)
+    np.testing.assert_allclose(gradient.numpy()[valid.numpy()], slope / difference.size, rtol=1e-4, atol=1e-10)
 
 
-def test_missing_pixels_have_no_gradient_and_no_say() -> None:
+@pytest.mark.parametrize(("error", "power"), ERRORS)
+def test_weighted_errors_are_numpys_average(error: Error, power: int) -> None:
     prediction, target, valid = radar(0)
-    (gradient,) = torch.autograd.grad(masked_mse(prediction, target, valid), prediction)
+    value = error(prediction, target, pixel_weights(valid, target, emphasis=3.0, even_leads=True))
+    weights = valid.numpy() * (1 + 3 * target.double().numpy()) / np.array([1, 2])[:, None, None]
+    difference = prediction.detach().double().numpy() - target.double().numpy()
+    assert value.item() == pytest.approx(np.average(np.abs(difference) ** power, weights=weights), rel=1e-6)
+
+
+def test_emphasis_moves_the_best_guess_towards_strong_rain_and_the_absolute_error_leaves_dry_ground_dry() -> None:
+    chance = torch.tensor([0.0] * 7 + [0.6] * 3).reshape(10, 1, 1, 1)  # rain in three of ten cases
+    guesses = torch.linspace(0, 0.6, 61).reshape(-1, 1, 1, 1, 1)
+
+    def best(error: Error, emphasis: float) -> float:
+        weights = pixel_weights(torch.ones_like(chance, dtype=torch.bool), chance, emphasis=emphasis)
+        return float(guesses[int(torch.stack([error(g, chance, weights) for g in guesses]).argmin())])
+
+    assert best(squared_error, 0) == pytest.approx(0.18, abs=1e-6)  # the mean
+    assert best(squared_error, 2) == pytest.approx(0.6 * 3 * 2.2 / (7 + 3 * 2.2), abs=0.01)
+    assert best(absolute_error, 0) == 0  # the median
+
+
+@pytest.mark.parametrize(("error", "power"), ERRORS)
+def test_missing_pixels_have_no_gradient_and_no_say(error: Error, power: int) -> None:
+    prediction, target, valid = radar(0)
+    weights = pixel_weights(valid, target, emphasis=2.0)
+    (gradient,) = torch.autograd.grad(error(prediction, target, weights), prediction)
     assert (gradient[~valid] == 0).all() and (gradient[valid] != 0).any()
     wild = torch.where(valid, prediction, torch.tensor(1e9))
-    assert masked_mse(wild, target, valid) == masked_mse(prediction, target, valid)
+    assert error(wild, target, weights) == error(prediction, target, weights)
 
 
 def test_nothing_measured_costs_nothing() -> None:
     prediction, target, valid = radar(0)
-    value = masked_mse(prediction, target, torch.zeros_like(valid))
+    value = squared_error(prediction, target, pixel_weights(torch.zeros_like(valid), target))
     (gradient,) = torch.autograd.grad(value, prediction)
     assert value.item() == 0.0 and (gradient == 0).all()
 

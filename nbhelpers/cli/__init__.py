@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from nbhelpers import __version__
-from nbhelpers.cli import data, score, train
+from nbhelpers.cli import data, ensemble, score, sweep, train
 from nbhelpers.core import preflight, runtime
 from nbhelpers.core.errors import UserError
 
@@ -38,7 +38,9 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
 
     data.add(commands)
     train.add(commands, argv)
+    sweep.add(commands, argv)
     score.add(commands)
+    ensemble.add(commands)
     return parser
 
 

@@ -30,9 +30,9 @@ def add(commands: Any) -> None:
                 "--to", type=Path, metavar="FILE", help="output file (default: forecasts.h5 in the run folder)"
             )
 
-    report = commands.add_parser("report", help="print a finished run's report")
+    report = commands.add_parser("report", help="print a finished run's report, or a sweep's table")
     report.add_argument("run_dir", type=Path)
-    report.add_argument("--json", action="store_true", help="print report.json instead of report.md")
+    report.add_argument("--json", action="store_true", help="print the JSON instead of the text")
     report.set_defaults(run=_report)
 
 
@@ -66,7 +66,12 @@ def _predict(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     from nbhelpers.training.report import read_markdown, read_report
     from nbhelpers.training.run import Run
+    from nbhelpers.training.sweep_text import is_sweep, read_sweep, read_text
 
+    if is_sweep(arguments.run_dir):
+        content = read_sweep(arguments.run_dir)
+        print(json.dumps(content, indent=2) if arguments.json else read_text(arguments.run_dir))
+        return 0
     run = Run(arguments.run_dir)
     content = read_report(run)
     print(json.dumps(content, indent=2) if arguments.json else read_markdown(run))

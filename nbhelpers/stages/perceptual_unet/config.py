@@ -59,7 +59,13 @@ class Config:
     # Forecast that the net corrects: none, the last frame, or the last frame moved along its motion.
     first_guess: Literal["none", "persistence", "advection"] = "advection"
 
-    # Weight λ of the perceptual term in MSE + (λ/S)·P; setting it switches perceptual_share off.
+    # How much more than a dry pixel one at full scale counts in the pixel errors: w = 1 + emphasis·y; 0: all alike.
+    emphasis: float = 2.0
+    # Divide the pixel errors at the k-th lead time by k, so that the first ones, where errors are small, have a say.
+    even_leads: bool = True
+    # Weight μ of the mean absolute error beside the mean squared one; 0 leaves it out.
+    mae_weight: float = 0.1
+    # Weight λ of the perceptual term in MSE + μ·MAE + (λ/S)·P; setting it switches perceptual_share off.
     lambda_perc: float | None = None
     # S in that formula.
     perceptual_scale: float = CLASSICAL_SCALE
@@ -114,7 +120,17 @@ class Config:
         for name in ("lr", "perceptual_scale", "cache_gb"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} is {getattr(self, name)}, expected a number above 0.")
-        for name in ("seed", "depth", "num_workers", "crop", "grad_clip", "max_pct_missing", "armed_after"):
+        for name in (
+            "seed",
+            "depth",
+            "num_workers",
+            "crop",
+            "grad_clip",
+            "max_pct_missing",
+            "armed_after",
+            "emphasis",
+            "mae_weight",
+        ):
             if not getattr(self, name) >= 0:
                 raise UserError(f"{name} is {getattr(self, name)}, expected 0 or more.")
         if not 0 <= self.ema_decay < 1:

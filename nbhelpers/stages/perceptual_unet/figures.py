@@ -46,7 +46,7 @@ def show_levels(axes: Axes, levels: NDArray[np.uint8], *, title: str = "") -> Ax
     return image
 
 
-def _colour_bar(figure: Figure, image: AxesImage, axes: Any) -> None:
+def colour_bar(figure: Figure, image: AxesImage, axes: Any) -> None:
     bar = figure.colorbar(image, ax=axes, shrink=0.85, pad=0.015, ticks=LEVELS[:-1])
     labels = [f"{level}  ({vil_kg_m2(np.array(level)):.2g})" for level in LEVELS[:-1]]
     bar.ax.set_yticklabels(labels, fontsize=7)
@@ -69,7 +69,7 @@ def sample_figure(task: NowcastTask, *, split: str = "train", n_events: int = 3)
                 axes[row, column], frames[row, index], title=f"{when}, {'input' if index < n_in else 'to predict'}"
             )
         axes[row, 0].set_ylabel(event, fontsize=7)
-    _colour_bar(figure, image, axes)
+    colour_bar(figure, image, axes)
     return figure
 
 
@@ -108,7 +108,7 @@ def nowcast_figure(task: NowcastTask, batch: Batch) -> Figure:
         show_levels(axes[row, 0], frames[index], title=f"input, {minutes} min" if minutes else "input, now")
         for column, (name, levels) in enumerate(rows.items(), start=1):
             image = show_levels(axes[row, column], levels[lead], title=f"{name}, +{task.leads[lead]} min")
-    _colour_bar(figure, image, axes)
+    colour_bar(figure, image, axes)
     figure.suptitle(f"event {batch.events[0]}", fontsize=9)
     return figure
 
@@ -183,7 +183,8 @@ def _curves(axes: Sequence[Axes], history: Sequence[Mapping[str, Any]]) -> None:
             )
 
     curve(axes[0], "train_total", "loss")
-    curve(axes[0], "train_mse", "MSE")
+    for name in ("mse", "weighted_mse", "mae", "weighted_mae"):
+        curve(axes[0], f"train_{name}", name.replace("_", " ").replace("mse", "MSE").replace("mae", "MAE"))
     curve(axes[0], "val_mse", "MSE, validation")
     axes[0].set_title("loss and its terms", fontsize=9)
     if "train_perceptual" in history[0]:  # its scale is the network's, hundreds or thousands of times the MSE's
@@ -223,7 +224,7 @@ def live_figure(task: NowcastTask, history: Sequence[Mapping[str, Any]], batch: 
     show_levels(axes[1], truth[n_in + last], title=f"truth, +{task.leads[last]} min")
     image = show_levels(axes[2], np.where(hidden, MISSING, model), title=f"model after epoch {history[-1]['epoch']}")
     show_levels(axes[3], np.where(hidden, MISSING, advected), title="advection")
-    _colour_bar(bottom, image, axes)
+    colour_bar(bottom, image, axes)
     return figure
 
 

@@ -13,31 +13,41 @@ from nbhelpers.stages.perceptual_unet.backbones import IMAGENET_MEAN, IMAGENET_S
 LPIPS_LAST = {"vgg16": 29, "squeeze": 12, "alex": 11}  # last layer of torchvision's `features` that LPIPS looks at
 
 
-def masked_mse(prediction: Tensor, target: Tensor, valid: Tensor, *, emphasis: float = 0.0) -> Tensor:
-    """Mean squared error over measured pixels: Σ w(ŷ − y)²/Σ w with w = 1 + emphasis·y; 0 when nothing was measured.
+def pixel_weights(valid: Tensor, target: Tensor, *, emphasis: float = 0.0, even_leads: bool = False) -> Tensor:
+    """Weights ``(B, T, H, W)`` of the pixel errors: 0 where nothing was measured, else (1 + emphasis·y)/k.
 
-    The mean squared error alone is smallest for the mean of all that may come, which at a place where strong rain is
-    possible is weaker rain: forecasts of it become rare. Weights that grow with what came make up for it. Shi et al.
-    (2017), arXiv:1706.03458, whose balanced errors have such weights in steps.
+    The mean squared error is smallest for the mean of all that may come; where strong rain is possible, that is weaker
+    rain, and forecasts of strong rain become rare. Weights that grow with what came make up for it (Shi et al. 2017,
+    arXiv:1706.03458, whose balanced errors have them in steps).
 
     Args:
-        prediction, target: ``(B, T, H, W)`` in model units.
-        valid: mask of the same shape.
+        valid: mask ``(B, T, H, W)``.
+        target: what came, of the same shape, in model units.
+        emphasis: how much more than a dry pixel one at full scale counts.
+        even_leads: divide by the number k = 1 … T of the lead: errors grow with it, and the first leads would have
+            little say.
     """
-    return _weighted_mean(torch.where(valid, prediction - target, 0.0).square(), target, valid, emphasis)
-
-
-def masked_mae(prediction: Tensor, target: Tensor, valid: Tensor, *, emphasis: float = 0.0) -> Tensor:
-    """Mean absolute error over measured pixels: Σ w|ŷ − y|/Σ w; weights and arguments as :func:`masked_mse`.
-
-    Smallest for the median, which is dry where rain is unlikely: the squared error leaves drizzle there.
-    """
-    return _weighted_mean(torch.where(valid, prediction - target, 0.0).abs(), target, valid, emphasis)
-
-
-def _weighted_mean(errors: Tensor, target: Tensor, valid: Tensor, emphasis: float) -> Tensor:
     weights = valid * (1 + emphasis * target)
-    return (weights * errors).sum() / weights.sum().clamp(min=1)
+    if even_leads:
+        weights = weights / torch.arange(1, target.shape[1] + 1, device=target.device).view(-1, 1, 1)
+    return weights
+
+
+def squared_error(prediction: Tensor, target: Tensor, weights: Tensor) -> Tensor:
+    """Weighted mean squared error Σ w(ŷ − y)²/Σ w of ``(B, T, H, W)`` in model units; 0 where all weights are 0."""
+    return _weighted_mean(torch.where(weights > 0, prediction - target, 0.0).square(), weights)
+
+
+def absolute_error(prediction: Tensor, target: Tensor, weights: Tensor) -> Tensor:
+    """Weighted mean absolute error Σ w|ŷ − y|/Σ w; arguments as :func:`squared_error`.
+
+    Smallest for the median, which is dry where rain is unlikely; the squared error leaves drizzle there.
+    """
+    return _weighted_mean(torch.where(weights > 0, prediction - target, 0.0).abs(), weights)
+
+
+def _weighted_mean(errors: Tensor, weights: Tensor) -> Tensor:
+    return (weights * errors).sum() / weights.sum().clamp(min=1e-6)
 
 
 class PerceptualLoss(nn.Module):

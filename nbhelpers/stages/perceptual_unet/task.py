@@ -24,7 +24,13 @@ from nbhelpers.stages.perceptual_unet import baselines, data, windows
 from nbhelpers.stages.perceptual_unet.advection import moving_frames
 from nbhelpers.stages.perceptual_unet.config import MIN_SIDE, Config
 from nbhelpers.stages.perceptual_unet.content import fingerprint
-from nbhelpers.stages.perceptual_unet.losses import Lpips, PerceptualLoss, masked_mse
+from nbhelpers.stages.perceptual_unet.losses import (
+    Lpips,
+    PerceptualLoss,
+    absolute_error,
+    pixel_weights,
+    squared_error,
+)
 from nbhelpers.stages.perceptual_unet.model import UNet2D
 from nbhelpers.stages.perceptual_unet.verification import Verification
 from nbhelpers.stages.perceptual_unet.windows import Batch
@@ -49,6 +55,21 @@ def _monitor(config: Config, distance: str) -> Monitor:
     if metric not in lower + higher:
         raise UserError(f"monitor is {metric!r}, expected one of {', '.join(lower + higher)}.")
     return Monitor(metric, "min" if metric in lower else "max", config.patience, config.armed_after)
+
+
+def pixel_terms(config: Config, target: Tensor, valid: Tensor) -> tuple[LossTerm, ...]:
+    """The summands of the loss that compare pixel by pixel with ``target``, ``(B, n_out, H, W)`` in model units.
+
+    Where pixels are weighted, the names say so: these are then not the metrics ``mse`` and ``mae``.
+    """
+    weights = pixel_weights(valid, target, emphasis=config.emphasis, even_leads=config.even_leads)
+    prefix = "weighted_" if config.emphasis or config.even_leads else ""
+    terms = [("mse", squared_error, 1.0), ("mae", absolute_error, config.mae_weight)]
+    return tuple(
+        LossTerm(prefix + name, partial(error, target=target, weights=weights), weight)
+        for name, error, weight in terms
+        if weight
+    )
 
 
 class NowcastTask:
@@ -98,8 +119,8 @@ class NowcastTask:
         }
         self.nulls: Mapping[str, Predictor] = {name: partial(self._null, forecast) for name, forecast in make.items()}
         headlines = ("mse", "csi_74", "csi_133", "csi_m", "bias_74", "fss_74_4", "ssim", self.lpips.key, "rapsd_ratio")
-        self.headlines = headlines
-        self.oom_advice = (
+        self.headlines: Sequence[str] = headlines
+        self.oom_advice: Sequence[str] = (
             f"halve batch_size (it is {config.batch_size})",
             f"lower crop (it is {config.crop})",
             f"lower base_channels (it is {config.base_channels})",
@@ -180,10 +201,10 @@ class NowcastTask:
 
     def terms(self, target: Tensor, valid: Tensor) -> tuple[LossTerm, ...]:
         """The summands of the loss against ``target``, ``(B, n_out, H, W)`` in model units."""
-        mse = LossTerm("mse", lambda prediction: masked_mse(prediction, target, valid), 1.0)
+        pixel = pixel_terms(self.config, target, valid)
         if self.perceptual is None:
-            return (mse,)
-        return mse, LossTerm(
+            return pixel
+        return *pixel, LossTerm(
             "perceptual",
             self.perceptual.against(target, valid, n_frames=self.config.perceptual_frames),
             self.config.perceptual_weight,

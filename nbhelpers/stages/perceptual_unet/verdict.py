@@ -106,7 +106,7 @@ def verdict(
             f"The perceptual term made up {share:.2%} of the gradient: this run is an MSE run.",
             "set perceptual_share=0.1, or raise lambda_perc (the λ panel shows where it begins to matter).",
         )
-    if _is_sevir(report):
+    if is_sevir(report):
         return _absolute(report, csi, beats)
     if reference is not None:
         return _relative(report, reference, beats)
@@ -143,7 +143,7 @@ def _is_better(report: Mapping[str, Any], null: str, name: str) -> bool:
     return report["baselines"][null][name]["model_minus_this"]["is_better"] is True
 
 
-def _is_sevir(report: Mapping[str, Any]) -> bool:
+def is_sevir(report: Mapping[str, Any]) -> bool:
     """Real data under SEVIR's official split, scored with the LPIPS that the published thresholds mean."""
     lpips = report["metrics"].get("lpips")
     official = report["data"]["split"]["rule"].startswith("SEVIR")

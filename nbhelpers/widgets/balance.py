@@ -1,20 +1,12 @@
-"""Notebook widgets. They get callables and settings, and know no model.
-
-Only widgets that ipywidgets 7.7 (Colab) and 8.1 (Kaggle) share. Without a front end nothing is lost: a panel's
-``config`` is the settings it was given.
-"""
+"""The λ panel: one weight, and what it means on a real batch."""
 
 from __future__ import annotations
 
 import html
-import io
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from nbhelpers.core.knobs import DROWNING_SHARE, INERT_SHARE, Knob
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 TERM_COLOURS = ("#2471a3", "#c0392b", "#1e8449", "#b7950b", "#7d3c98")
 STRIP_STEPS = 60  # pieces of the coloured strip under a slider
@@ -97,7 +89,7 @@ class LossBalance:
         for index in range(STRIP_STEPS):
             config = self.config.replace({knob.field: knob.at((index + 0.5) / STRIP_STEPS)}, source="the panel")
             share = _share(self._balance(config), self._judged)
-            cells.append(f"<span style='flex:1;background:{_zone_colour(share)}'></span>")
+            cells.append(f"<span style='flex:1;background:{zone_colour(share)}'></span>")
         left = 100 * knob.fraction(getattr(self.config, knob.field))
         here = f"<div style='position:absolute;left:{left:.1f}%;top:-3px;width:2px;height:16px;background:#000'></div>"
         marked = ""
@@ -108,7 +100,7 @@ class LossBalance:
                 f"white-space:nowrap'>{html.escape(knob.mark)}</div>"
             )
         legend = "".join(
-            f"<span style='background:{_zone_colour(share)};padding:0 5px;margin-right:6px'>{text}</span>"
+            f"<span style='background:{zone_colour(share)};padding:0 5px;margin-right:6px'>{text}</span>"
             for share, text in (
                 (0.0, f"inert, below {INERT_SHARE:.0%}"),
                 (0.3, "at work"),
@@ -152,7 +144,8 @@ def _share(rows: Sequence[Contribution], term: str) -> float:
     return next(row.grad_share for row in rows if row.term == term)
 
 
-def _zone_colour(share: float) -> str:
+def zone_colour(share: float) -> str:
+    """The colour of a gradient share: inert, at work, or drowning the rest."""
     return "#d5d8dc" if share < INERT_SHARE else "#f1948a" if share > DROWNING_SHARE else "#a9dfbf"
 
 
@@ -197,49 +190,3 @@ def _table(rows: Sequence[Contribution]) -> str:
         for row, colour in zip(rows, TERM_COLOURS, strict=False)
     )
     return f"<table style='font-size:12px;margin-top:6px'><tr>{head}</tr>{body}</table>"
-
-
-def show(figure: Figure) -> None:
-    """Show a figure in a notebook, whichever backend matplotlib has there."""
-    from IPython.display import display
-
-    display(_image(figure))
-
-
-def show_table(rows: Sequence[Sequence[str]]) -> None:
-    """Show rows of text, header first, as a table."""
-    from IPython.display import HTML, display
-
-    head, *body = rows
-    lines = [f"<tr>{''.join(f'<th>{html.escape(cell)}</th>' for cell in head)}</tr>"]
-    for first, *rest in body:
-        cells = f"<td style='text-align:left'>{html.escape(first)}</td>" + "".join(
-            f"<td>{html.escape(c)}</td>" for c in rest
-        )
-        lines.append(f"<tr>{cells}</tr>")
-    display(HTML(f"<table>{''.join(lines)}</table>"))
-
-
-class LiveFigure:
-    """A picture that is redrawn in place; pass it to ``fit`` as ``on_epoch``."""
-
-    def __init__(self, draw: Callable[[Sequence[Mapping[str, Any]]], Figure]):
-        self._draw = draw
-        self._handle: Any = None
-
-    def __call__(self, history: Sequence[Mapping[str, Any]]) -> None:
-        from IPython.display import display
-
-        image = _image(self._draw(history))
-        if self._handle is None:
-            self._handle = display(image, display_id=True)
-        else:
-            self._handle.update(image)
-
-
-def _image(figure: Figure) -> Any:
-    from IPython.display import Image
-
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100, bbox_inches="tight")
-    return Image(data=buffer.getvalue())

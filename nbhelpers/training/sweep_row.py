@@ -1,0 +1,120 @@
+"""One row of a sweep's table: a run trained to its end, and its best checkpoint scored once on each split."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nbhelpers.core.errors import UserError
+from nbhelpers.core.runtime import pick_device
+from nbhelpers.training import checkpoint, history
+from nbhelpers.training.checkpoint import Checkpoint
+from nbhelpers.training.fit import fit
+from nbhelpers.training.guards.guard import GuardStop
+from nbhelpers.training.report import ledger_summary
+from nbhelpers.training.run import Run, writing
+from nbhelpers.training.sweep_scores import Scores
+from nbhelpers.training.task import Task
+
+SPLITS = ("val", "test")  # choices are made on the first; the second is scored once and only shown
+SCORES = "scores.npz"  # in the run's folder: the sums behind its scores, so that no call scores a checkpoint twice
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run of a sweep."""
+
+    record: dict[str, Any]  # its entry in sweep.json
+    scores: Mapping[str, Scores]  # by split; empty where a guard stopped the run
+
+
+def make_row(task: Task, run: Run, *, setting: str, term: str, like: Scores) -> Row | None:
+    """Train a run to its end, or what is left of it, and score it; None when the user stopped it.
+
+    Args:
+        setting: the name of the setting in the table.
+        term: the loss term whose share of the loss and of the gradient is wanted.
+        like: metrics of any predictor on these data; those of the row are of the same names.
+    """
+    stopped = None
+    try:
+        if fit(task, run).interrupted:
+            return None
+    except GuardStop as error:
+        stopped = str(error)
+        print(stopped)
+    rows = history.read_rows(run.history_file)
+    share = ledger_summary(history.read_rows(run.ledger_file)).get(term, {"value_share": 0.0, "grad_share": 0.0})
+    record: dict[str, Any] = {
+        "setting": setting,
+        "seed": task.config.seed,
+        "run": run.name,
+        "stopped": stopped,
+        "checkpoint": None,
+        "epochs": rows[-1]["epoch"] if rows else 0,
+        "minutes": sum(row["seconds"] for row in rows) / 60,
+        "value_share": share["value_share"],
+        "grad_share": share["grad_share"],
+    }
+    if stopped is not None:
+        return Row(record, {})
+    found = checkpoint.find(run, "best")
+    assert found is not None, "a run that was trained to its end has a best checkpoint"
+    record["checkpoint"] = {"path": f"{run.name}/checkpoints/{found.folder.name}", "step": found.step}
+    record["checkpoint"]["sha256"] = found.sha256
+    scores = _kept(run, found, like) or _score(task, run, found, like)
+    record |= {split: {name: plain(metric.value) for name, metric in scores[split].items()} for split in SPLITS}
+    return Row(record, scores)
+
+
+def _score(task: Task, run: Run, found: Checkpoint, like: Scores) -> Mapping[str, Scores]:
+    """Both splits with the checkpoint's weights; the sums are kept beside the run."""
+    checkpoint.load_weights(found, task.modules)
+    task.to(pick_device())
+    for module in task.modules.values():
+        module.to(pick_device()).eval()
+    # What only the model has (a loss term followed on validation) is no score to compare.
+    scores = {split: {n: m for n, m in task.evaluate(split).metrics.items() if n in like} for split in SPLITS}
+    arrays: dict[str, Any] = {f"{split}/{name}": m.sums for split in SPLITS for name, m in scores[split].items()}
+    arrays["sha256"] = np.array(found.sha256)
+    path = run.folder / SCORES
+    with writing(path):
+        temporary = path.with_name(path.name + ".tmp")
+        with temporary.open("wb") as file:
+            np.savez(file, **arrays)
+        os.replace(temporary, path)
+    return scores
+
+
+def _kept(run: Run, found: Checkpoint, like: Scores) -> Mapping[str, Scores] | None:
+    """What an earlier call scored, if it was this checkpoint; what a sum means is read off another's metric."""
+    path = run.folder / SCORES
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if str(file["sha256"]) != found.sha256:
+                return None
+            arrays = {key: file[key] for key in file.files if key != "sha256"}
+    except (ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is damaged ({error}): delete it, and the run is scored again.") from error
+    return {
+        split: {
+            name: dataclasses.replace(like[name], sums=arrays[f"{split}/{name}"])
+            for name in like
+            if f"{split}/{name}" in arrays
+        }
+        for split in SPLITS
+    }
+
+
+def plain(value: float) -> float | None:
+    """A number for JSON; None where it is not defined."""
+    return float(value) if math.isfinite(value) else None

@@ -1,0 +1,11 @@
+"""Notebook widgets. They get callables and settings, and know no model.
+
+Only widgets that ipywidgets 7.7 (Colab) and 8.1 (Kaggle) share. Without a front end nothing is lost: a panel's
+``config`` or ``grid`` is what it was given.
+"""
+
+from nbhelpers.widgets.balance import LossBalance, loss_balance
+from nbhelpers.widgets.display import LiveFigure, show, show_table
+from nbhelpers.widgets.grid import SweepPanel, sweep_panel
+
+__all__ = ["LiveFigure", "LossBalance", "SweepPanel", "loss_balance", "show", "show_table", "sweep_panel"]
