@@ -1,7 +1,8 @@
 """Whole runs over seeds, their reports kept: ``python benchmarks/floors.py`` (hours; ``make floors``).
 
 Each stage's runs go to ``results/floors/<stage>/<data>-<profile>-seed<k>.json``, the report of one run without paths of
-the machine, and ``summary.json`` with a line for each. A healthy run raises no guard, so the command fails if one does.
+the machine, and ``summary-<profile>.json`` gets a line for each report that is there. A healthy run raises no guard, so
+the command fails if one does.
 """
 
 from __future__ import annotations
@@ -81,27 +82,33 @@ def line(report: dict[str, Any]) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--profile", default="quick")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, nargs="+", default=range(5))
+    parser.add_argument("--data", choices=("simulated", "radar"), nargs="+", default=("simulated", "radar"))
     parser.add_argument("--to", type=Path, default=ROOT / "benchmarks/results/floors")
     arguments = parser.parse_args()
     folder = arguments.to / "perceptual_unet"
     folder.mkdir(parents=True, exist_ok=True)
-    lines = []
+    alarms = []
     with tempfile.TemporaryDirectory() as work:
-        data = list(perceptual_unet(arguments.profile, Path(work)))
-        for seed in range(arguments.seeds):
+        data = [one for one in perceptual_unet(arguments.profile, Path(work)) if one[0] in arguments.data]
+        for seed in arguments.seeds:
             for name, data_dir in data:
                 report = run_once(name, data_dir, arguments.profile, seed, Path(work))
                 (folder / f"{report['run']}.json").write_text(json.dumps(shortened(report)) + "\n", encoding="utf-8")
-                lines.append(line(report))
-                print(json.dumps(lines[-1]), flush=True)
-    repeat = f"python benchmarks/floors.py --profile {arguments.profile} --seeds {arguments.seeds}"
-    summary = json.dumps({"repeat": repeat, "runs": lines}, indent=1) + "\n"
-    (folder / f"summary-{arguments.profile}.json").write_text(summary, encoding="utf-8")
-    alarms = [one["run"] for one in lines if one["guards"]]
+                write_summary(folder, arguments.profile)
+                print(json.dumps(line(report)), flush=True)
+                if report["guards"]:
+                    alarms.append(report["run"])
     if alarms:
         print(f"guards spoke in {', '.join(alarms)}: a false alarm, or a run that is not healthy", file=sys.stderr)
     return 1 if alarms else 0
+
+
+def write_summary(folder: Path, profile: str) -> None:
+    """A line for each report of the profile in the folder."""
+    reports = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob(f"*-{profile}-seed*.json"))]
+    content = {"repeat": f"python benchmarks/floors.py --profile {profile}", "runs": [line(one) for one in reports]}
+    (folder / f"summary-{profile}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

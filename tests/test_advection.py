@@ -12,7 +12,12 @@ import torch
 from torch import Tensor
 
 from nbhelpers.core.errors import UserError
-from nbhelpers.stages.perceptual_unet.advection import advection_nowcast, extrapolate, motion_field
+from nbhelpers.stages.perceptual_unet.advection import (
+    advection_nowcast,
+    extrapolate,
+    motion_field,
+    moving_frames,
+)
 
 WET = 16 / 255
 VELOCITIES = [(1.0, 0.0), (3.3, -1.7), (-5.5, 2.25), (0.3, 0.2), (-10.0, 0.0), (8.0, 6.0)]
@@ -233,6 +238,36 @@ def test_leads_at_which_the_mosaic_stands_still_are_persisted() -> None:
     assert torch.equal(forecast[:, 0], frames[:, 11])
     held = (frames[:, 11] - frames[:, 14]).square().mean()
     assert (forecast[:, 2] - frames[:, 14]).square().mean() < 0.5 * held
+
+
+def test_in_moving_coordinates_rain_that_only_moves_stands_still() -> None:
+    frames = moving(rain(256, seed=2), (3.3, -1.7), frames=8, size=128)
+    aligned = moving_frames(frames, 3).aligned[..., 40:-40, 40:-40]
+    last = frames[..., 40:-40, 40:-40]
+    assert torch.equal(aligned[:, -1], last[:, -1])
+    drift, moved = ((x[:, :-1] - x[:, -1:]).square().mean((0, 2, 3)) for x in (aligned, last))
+    assert (drift < 0.1 * moved).all()  # what is left is the blur of one bilinear interpolation
+
+
+def test_what_is_said_in_moving_coordinates_comes_out_where_the_air_has_gone() -> None:
+    frames = moving(rain(256, seed=2), (4.0, -2.0), frames=8, size=128)
+    view = moving_frames(frames, 3)
+    cell = torch.zeros(1, 3, 128, 128)
+    cell[..., 60:68, 50:58] = 1.0  # growth over one place, at every lead
+    cell.requires_grad_()
+    carried = view.carry(cell)
+    rows, columns = torch.meshgrid(*[torch.arange(128.0)] * 2, indexing="ij")
+    for lead in range(3):
+        weights = carried[0, lead].detach()
+        centre = [
+            float((weights * x).sum() / weights.sum())
+            for x in torch.meshgrid(*[torch.arange(128.0)] * 2, indexing="ij")
+        ]
+        assert centre == pytest.approx([63.5 - 2 * (lead + 1), 53.5 + 4 * (lead + 1)], abs=0.3)
+    (gradient,) = torch.autograd.grad(carried.sum(), cell)
+    assert gradient[0, :, 40:90, 40:90].min() > 0.5, "all that is carried can be learnt"
+    still = view.aligned[:, -1:].expand(-1, 3, -1, -1)
+    assert torch.equal(view.carry(still), advection_nowcast(frames, 3))
 
 
 def test_batch_equals_single_and_odd_sizes_work() -> None:

@@ -56,7 +56,8 @@ class Config:
     base_channels: int = 32
     # Poolings (and as many up-samplings).
     depth: int = 4
-    # Forecast that the net corrects: none, the last frame, or the last frame moved along its motion.
+    # Forecast that the net corrects: none, the last frame, or the last frame moved along its motion; with the last one
+    # the net works in coordinates that move with the rain.
     first_guess: Literal["none", "persistence", "advection"] = "advection"
 
     # How much more than a dry pixel one at full scale counts in the pixel errors: w = 1 + emphasis·y; 0: all alike.

@@ -1,0 +1,86 @@
+"""The nowcast task: what the untrained model forecasts, and which terms its loss has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sevir
+import torch
+
+from nbhelpers.core.errors import UserError
+from nbhelpers.stages.perceptual_unet.config import Config
+from nbhelpers.stages.perceptual_unet.task import NowcastTask
+
+
+@pytest.fixture(scope="module")
+def storms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Events with a sector that is missing now and then."""
+    folder = tmp_path_factory.mktemp("storms")
+    events = sevir.storms(8, n_frames=12, height=48, width=64)
+    for frames in events.values():
+        frames[3:7, 10:20, 5:30] = 255
+    sevir.write_sevir(folder, events)
+    return folder
+
+
+def task_on(folder: Path, **changes: object) -> NowcastTask:
+    settings = {"n_in": 5, "n_out": 3, "crop": 0, "lambda_perc": 0.0, "lpips_weights": "random", "max_pct_missing": 1.0}
+    return NowcastTask(Config.for_profile("smoke", **settings | changes), folder)
+
+
+@pytest.mark.parametrize(
+    ("first_guess", "null"), [("advection", "advection"), ("persistence", "persistence"), ("none", None)]
+)
+def test_an_untrained_model_forecasts_its_first_guess(storms: Path, first_guess: str, null: str | None) -> None:
+    task = task_on(storms, first_guess=first_guess)
+    for batch in task.batches("test", 0):
+        forecast = task.forecast(batch)
+        assert forecast.shape == (*batch.frames.shape[:1], 3, 48, 64)
+        if null is None:
+            assert not torch.allclose(forecast, task.nulls["advection"](batch), atol=0.05)
+        else:
+            torch.testing.assert_close(forecast, task.nulls[null](batch))
+
+
+def test_every_weight_of_a_model_that_moves_with_the_rain_learns(storms: Path) -> None:
+    task = task_on(storms)
+    unet, (phase,) = task.modules["unet"], task.phases
+    for _ in range(2):  # the head starts at zero: what is before it learns from the second step on
+        (update,) = task.updates(next(iter(task.batches("train", 0))), phase)
+        unet.zero_grad()
+        update.terms[0].fn(update.prediction).backward()
+        phase.optimizers["unet"].step()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in unet.parameters())
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, {"weighted_mse": 1.0, "weighted_mae": 0.3}),
+        ({"emphasis": 0.0, "even_leads": False}, {"mse": 1.0, "mae": 0.3}),
+        ({"emphasis": 0.0, "even_leads": False, "mae_weight": 0.0}, {"mse": 1.0}),
+        ({"even_leads": False, "mae_weight": 0.0}, {"weighted_mse": 1.0}),
+    ],
+)
+def test_terms_are_called_weighted_where_they_are(
+    storms: Path, changes: dict[str, object], expected: dict[str, float]
+) -> None:
+    task = task_on(storms, **changes)
+    batch = next(iter(task.batches("train", 0)))
+    (update,) = task.updates(batch, task.phases[0])
+    assert {term.name: term.weight for term in update.terms} == expected
+    frames = batch.frames[:, 5:].double().numpy()
+    error = (update.prediction.detach().double().numpy() - frames / 255)[frames != 255]
+    plain = {"mse": np.mean(error**2), "mae": np.mean(np.abs(error))}
+    for term in update.terms:
+        value = float(term.fn(update.prediction).detach())
+        name = term.name.removeprefix("weighted_")
+        assert (value == pytest.approx(plain[name], rel=1e-4)) == (term.name == name)
+
+
+@pytest.mark.parametrize("name", ["emphasis", "mae_weight"])
+def test_weights_below_zero_are_refused(name: str) -> None:
+    with pytest.raises(UserError, match=f"{name} is -1.0, expected 0 or more"):
+        Config.for_profile("smoke", **{name: -1.0})
