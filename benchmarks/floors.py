@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from kept import kept
+
 from nbhelpers.stages.perceptual_unet.config import SIMULATED, Config
 from nbhelpers.stages.perceptual_unet.simulate import simulate
 from nbhelpers.stages.perceptual_unet.task import NowcastTask
@@ -38,26 +40,12 @@ def perceptual_unet(profile: str, work: Path) -> Iterator[tuple[str, Path]]:
 
 
 def run_once(name: str, data_dir: Path, profile: str, seed: int, work: Path) -> dict[str, Any]:
-    """Train and score one seed; the report, with the data named instead of located."""
+    """Train and score one seed; the report as it is kept."""
     weights = str(WEIGHTS) if WEIGHTS.exists() else "random"
     task = NowcastTask(Config.for_profile(profile, seed=seed, backbone_weights=weights), data_dir)
     run = open_run(task, work / "runs", f"{name}-{profile}-seed{seed}")
     fit(task, run)
-    report = make_report(task, run)
-    report["data"]["source"] = name
-    for key in ("backbone_weights", "lpips_weights"):
-        if report["config"][key]:
-            report["config"][key] = Path(report["config"][key]).name
-    return report
-
-
-def shortened(value: Any) -> Any:
-    """The same with six digits of every number: a report has ten thousand of them."""
-    if isinstance(value, dict):
-        return {key: shortened(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [shortened(item) for item in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+    return kept(make_report(task, run), data=name)
 
 
 def line(report: dict[str, Any]) -> dict[str, Any]:
@@ -94,7 +82,7 @@ def main() -> int:
         for seed in arguments.seeds:
             for name, data_dir in data:
                 report = run_once(name, data_dir, arguments.profile, seed, Path(work))
-                (folder / f"{report['run']}.json").write_text(json.dumps(shortened(report)) + "\n", encoding="utf-8")
+                (folder / f"{report['run']}.json").write_text(json.dumps(report) + "\n", encoding="utf-8")
                 write_summary(folder, arguments.profile)
                 print(json.dumps(line(report)), flush=True)
                 if report["guards"]:

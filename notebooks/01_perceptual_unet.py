@@ -315,7 +315,7 @@ if swept:
     widgets.show_table(sweep_text.settings_table(swept.report))
     widgets.show_table(sweep_text.difference_table(swept.report, "test"))
     widgets.show(sweep_figure(swept.report))
-    print(*(effect["sentence"] for effect in swept.report["effects"].values()), sep="\n")
+    print(*sweep_text.effect_sentences(swept.report), sep="\n")
 
 # %% [markdown]
 # ## Beyond · several forecasts instead of one

@@ -54,6 +54,8 @@ def _sweep(arguments: argparse.Namespace) -> int:
             where = f"{arguments.config} sets" if field in from_file else f"--{field.replace('_', '-')} gives"
             raise UserError(f"{where} {field}, which a sweep varies: take it away and give {flag} instead.")
     # Training code is heavy, so it is imported when the command runs.
+    from nbhelpers.training.sweep_text import effect_sentences
+
     stage = importlib.import_module(f"nbhelpers.stages.{arguments.stage.replace('-', '_')}.sweep")
     config = resolved_config(arguments)
     given = {name: tuple(getattr(arguments, name)) for name in ("lambdas", "shares", "seeds") if name in arguments}
@@ -68,8 +70,8 @@ def _sweep(arguments: argparse.Namespace) -> int:
         force=arguments.force,
         copy_dir=arguments.copy_dir or runtime.make_copy_dir(runtime.workspace()),
     )
-    for effect in done.report["effects"].values():
-        print(effect["sentence"])
+    for sentence in effect_sentences(done.report):
+        print(sentence)
     verdict = done.report["verdict"]
     print(f"Verdict: {verdict['name']}. {verdict['meaning']}\nNext: {verdict['next_step']}")
     print(f"Table: {folder / 'sweep.md'}")

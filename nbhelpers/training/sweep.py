@@ -175,8 +175,8 @@ def _publish(
             if row.scores:
                 scores.setdefault(row.record["setting"], {})[row.record["seed"]] = row.scores[split]
         report[split] = compare(scores, report["reference"], report["headlines"])
-    report["spread"] = spreads(report["val"], report["headlines"])
-    report["effects"] = effects(report["val"], report["spread"])
+    report["spread"] = {split: spreads(report[split], report["headlines"]) for split in SPLITS}
+    report["effects"] = {split: effects(report[split], report["spread"][split]) for split in SPLITS}
     best, verdict = plan.judge(report)
     report |= {"best": best, "verdict": dataclasses.asdict(verdict)}
     drawn = list(plan.figures(report)) if report["val"] else []

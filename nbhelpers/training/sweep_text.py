@@ -40,7 +40,7 @@ def settings_table(report: Mapping[str, Any], split: str = "val") -> list[list[s
     """Rows of text, header first: each setting's shares and minutes, and its headline scores over all seeds.
 
     A mark says that the paired interval of the difference to the reference excludes 0. The last rows are the spreads
-    and the forecasts that need no training; both only for validation.
+    and, for validation, the forecasts that need no training.
     """
     names, compared = report["headlines"], report[split]
     better = {name: cell["better"] for cells in compared.values() for name, cell in cells.items()}
@@ -63,13 +63,13 @@ def settings_table(report: Mapping[str, Any], split: str = "val") -> list[list[s
         shares = [sum(row[key] for row in done) / len(done) for key in ("value_share", "grad_share", "minutes")]
         cells = [_cell(compared[setting][name]) for name in names]
         rows.append([title, str(len(done)), f"{shares[0]:.3%}", f"{shares[1]:.2%}", f"{shares[2]:.1f}", *cells])
+    for key, title in (
+        ("between_settings", "spread between settings"),
+        ("between_seeds", "spread between seeds"),
+        ("of_differences", f"spread between seeds of the difference to {report['reference']}"),
+    ):
+        rows.append([title, *[""] * 4, *(number(report["spread"][split][name][key]) for name in names)])
     if split == "val":
-        for key, title in (
-            ("between_settings", "spread between settings"),
-            ("between_seeds", "spread between seeds"),
-            ("of_differences", f"spread between seeds of the difference to {report['reference']}"),
-        ):
-            rows.append([title, *[""] * 4, *(number(report["spread"][name][key]) for name in names)])
         for null, scores in report["baselines"].items():
             rows.append([null, *[""] * 4, *(number(scores[name]) for name in names)])
     return rows
@@ -85,6 +85,15 @@ def difference_table(report: Mapping[str, Any], split: str) -> list[list[str]]:
     return rows
 
 
+def effect_sentences(report: Mapping[str, Any]) -> list[str]:
+    """Whether the setting matters, metric by metric, on validation and on test."""
+    return [
+        f"{title}, {effect['sentence']}"
+        for split, title in (("val", "validation"), ("test", "test"))
+        for effect in report["effects"][split].values()
+    ]
+
+
 def as_markdown(report: Mapping[str, Any], figures: Sequence[str]) -> str:
     """The whole text: remarks and verdict first, then tables, runs, figures."""
     verdict, done = report["verdict"], len(report["rows"])
@@ -95,7 +104,7 @@ def as_markdown(report: Mapping[str, Any], figures: Sequence[str]) -> str:
     lines += [f"**Verdict: {verdict['name']}.** {verdict['meaning']}", "", f"Next: {verdict['next_step']}", ""]
     lines += [f"- {Finding(**found)}" for found in report["guards"]]
     lines += ["", "## Does the setting matter?", ""]
-    lines += [f"- {effect['sentence']}" for effect in report["effects"].values()] or ["- nothing to compare yet"]
+    lines += [f"- {sentence}" for sentence in effect_sentences(report)] or ["- nothing to compare yet"]
     lines += [
         "",
         "A setting counts as different where the paired 95 % interval over events excludes 0 and the difference is "

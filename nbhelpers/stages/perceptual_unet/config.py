@@ -182,7 +182,7 @@ class Config:
 
     @property
     def perceptual_is_off(self) -> bool:
-        """Whether the run is plain MSE."""
+        """Whether the loss has no perceptual term."""
         return self.lambda_perc == 0 or self.perceptual_share == 0
 
     @property

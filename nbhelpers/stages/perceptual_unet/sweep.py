@@ -21,7 +21,7 @@ WANTED_SHARE = 0.05  # of the gradient: clearly more than inert, far from drowni
 
 @dataclass(frozen=True)
 class Grid:
-    """What is tried. λ = 0, plain MSE, is always in besides: it is what the others are compared with."""
+    """What is tried. λ = 0, no perceptual term, is always in besides: it is what the others are compared with."""
 
     # Weights λ of the perceptual term.
     lambdas: tuple[float, ...] = (1e-4, 5e-4, 1e-3)

@@ -23,18 +23,23 @@ BASELINES = {"persistence": "v", "advection": "^"}
 def sweep_figures(report: Mapping[str, Any]) -> Iterator[tuple[str, Figure]]:
     """The figures of a sweep's report, by file name."""
     yield "sweep", sweep_figure(report)
+    yield "sweep_test", sweep_figure(report, split="test")
 
 
-def sweep_figure(report: Mapping[str, Any]) -> Figure:
-    """CSI@74 against the feature distance, and both relative to λ = 0 against the gradient share; on validation."""
+def sweep_figure(report: Mapping[str, Any], *, split: str = "val") -> Figure:
+    """CSI@74 against the feature distance, and both relative to λ = 0 against the gradient share.
+
+    Args:
+        split: "val", on which the choice is made, or "test".
+    """
     figure = Figure(figsize=(11.5, 5.4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    _trade(left, report)
-    _by_share(right, report)
-    n = next(iter(report["val"].values()))[HEADLINE]["n"]
-    figure.suptitle(
-        f"{report['sweep']}: {n} validation events, seeds {', '.join(map(str, report['seeds']))}", fontsize=10
-    )
+    _trade(left, report, split)
+    _by_share(right, report, split)
+    n = next(iter(report[split].values()))[HEADLINE]["n"]
+    title = {"val": "validation", "test": "test"}[split]
+    seeds = ", ".join(map(str, report["seeds"]))
+    figure.suptitle(f"{report['sweep']}: {n} {title} events, seeds {seeds}", fontsize=10)
     return figure
 
 
@@ -52,11 +57,11 @@ def _colours(report: Mapping[str, Any]) -> dict[str, str]:
     return {report["reference"]: "#17202a"} | {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(others)}
 
 
-def _trade(axes: Axes, report: Mapping[str, Any]) -> None:
+def _trade(axes: Axes, report: Mapping[str, Any], split: str) -> None:
     distance, colours, reference = distance_key(report), _colours(report), report["reference"]
     path = []
     for name, share in _shares(report).items():
-        csi, far = report["val"][name][HEADLINE], report["val"][name][distance]
+        csi, far = report[split][name][HEADLINE], report[split][name][distance]
         if csi["value"] is None or far["value"] is None:
             continue
         path.append((far["value"], csi["value"]))
@@ -64,17 +69,17 @@ def _trade(axes: Axes, report: Mapping[str, Any]) -> None:
         across, up = zip(*seeds, strict=True)
         axes.scatter(across, up, s=14, color=colours[name], alpha=0.55, zorder=3)
         mark, size = ("*", 170) if name == reference else ("o", 60)
-        title = f"{name} ({share:.1%} of the gradient)" if name != reference else f"{name} (plain MSE)"
+        title = f"{name} ({share:.1%} of the gradient)" if name != reference else f"{name} (no such term)"
         title += ", best" if name == report["best"] else ""
         x, y = path[-1]
         above = 5 if name == reference else 4
         axes.scatter(x, y, s=size, marker=mark, color=colours[name], edgecolor="white", zorder=above, label=title)
     if path:
         axes.plot(*zip(*path, strict=True), color="#95a5a6", lw=1, zorder=2)
-    _shade_rule(axes, report)
+    _shade_rule(axes, report, split)
     axes.autoscale(False)  # a baseline far away shall not squeeze what is compared
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
-    for name, marker in BASELINES.items():
+    for name, marker in BASELINES.items() if split == "val" else ():  # the baselines are scored there only
         far, csi = (report["baselines"].get(name, {}).get(metric) for metric in (distance, HEADLINE))
         if far is not None and csi is not None:
             inside = left <= far <= right and bottom <= csi <= top
@@ -93,9 +98,9 @@ def _legend_below(axes: Axes) -> None:
     axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2, frameon=False)
 
 
-def _shade_rule(axes: Axes, report: Mapping[str, Any]) -> None:
+def _shade_rule(axes: Axes, report: Mapping[str, Any], split: str) -> None:
     """The region that the rule allows, within what the points need; where it lies outside, an edge of it is shown."""
-    cells = report["val"].get(report["reference"])
+    cells = report[split].get(report["reference"])
     if is_absolute(report):
         edge, floor = SHARP, None
     elif cells and cells[HEADLINE]["value"] is not None:
@@ -105,8 +110,10 @@ def _shade_rule(axes: Axes, report: Mapping[str, Any]) -> None:
         return
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     left = min(left, edge - 0.04 * (right - left))
+    right += 0.05 * (right - left)  # the points were in the middle before, and shall not lie on the frame now
     if floor is not None:
         bottom = min(bottom, floor - 0.04 * (top - bottom))
+        top += 0.05 * (top - bottom)
     lower = bottom if floor is None else floor
     region = Rectangle((left, lower), edge - left, top - lower, color="#27ae60", alpha=0.13, lw=0, zorder=0)
     region.set_label("allowed by the rule")
@@ -115,8 +122,8 @@ def _shade_rule(axes: Axes, report: Mapping[str, Any]) -> None:
     axes.set_ylim(bottom, top)
 
 
-def _by_share(axes: Axes, report: Mapping[str, Any]) -> None:
-    distance, cells = distance_key(report), report["val"].get(report["reference"])
+def _by_share(axes: Axes, report: Mapping[str, Any], split: str) -> None:
+    distance, cells = distance_key(report), report[split].get(report["reference"])
     axes.set_title("from which gradient share on does it matter?", fontsize=9)
     axes.set_xlabel("share of the gradient (median over the run)", fontsize=8)
     axes.set_ylabel(f"relative to {report['reference']} (%)", fontsize=8)
@@ -132,17 +139,17 @@ def _by_share(axes: Axes, report: Mapping[str, Any]) -> None:
         (distance, f"{distance.replace('_', ' ')} ↓", "#c0392b", "s"),
     ):
         base = cells[name]["value"]
-        values = [report["val"][setting][name]["value"] for setting in shares]
+        values = [report[split][setting][name]["value"] for setting in shares]
         axes.plot(
             list(shares.values()), [100 * v / base for v in values], "-", marker=marker, color=colour, label=title
         )
-        spread = report["spread"][name]["of_differences"]
+        spread = report["spread"][split][name]["of_differences"]
         if spread is not None:
             half = 100 * spread / base
             axes.axhspan(100 - half, 100 + half, color=colour, alpha=0.12, lw=0, label=f"{title[:-2]}: ± seed to seed")
         for setting, share in shares.items():
             own = cells[name]["seeds"]  # each seed beside the reference run of the same seed
-            mine = report["val"][setting][name]["seeds"]
+            mine = report[split][setting][name]["seeds"]
             seeds = [100 * v / own[seed] for seed, v in mine.items() if v is not None and own.get(seed)]
             axes.scatter([share] * len(seeds), seeds, s=10, color=colour, alpha=0.5)
     axes.axhline(100, color="#17202a", lw=0.8, ls=":")
