@@ -1,7 +1,8 @@
 """Memory of a training step by profile: what autograd keeps for the backward pass, in float32.
 
-Counted by a hook on every tensor that is saved, so it does not depend on the machine; half precision keeps about half
-of it. A GPU needs the weights four times (weights, gradients, two moments of Adam) and the libraries' own besides.
+Counted by a hook on every tensor that is saved, weights aside, for one window and times the batch size; it does not
+depend on the machine, and half precision keeps about half of it. A GPU needs the weights four times (weights, gradients,
+two moments of Adam), those of the feature network once, and the libraries' own besides.
 """
 
 from __future__ import annotations
@@ -23,10 +24,13 @@ def saved_bytes(config: Config, folder: Path) -> dict[str, float]:
     task = NowcastTask(config, folder)
     batch = next(iter(task.batches("train", 0)))
     kept: dict[int, int] = {}
+    nets = [task.modules["unet"], *([task.perceptual] if task.perceptual else [])]
+    fixed = {tensor.untyped_storage().data_ptr() for net in nets for tensor in (*net.parameters(), *net.buffers())}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()  # tensors that share memory count once
+        if storage.data_ptr() not in fixed:
+            kept[storage.data_ptr()] = storage.nbytes()  # tensors that share memory count once
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -52,7 +56,6 @@ with tempfile.TemporaryDirectory() as name:
     # Frames of SEVIR's own size, so that every profile's crop fits.
     simulate(Path(name), n_events=4, size=384, n_frames=49)
     for profile in PROFILES:
-        # One window and its share of the losses; everything kept grows with the number of windows.
         config = Config.for_profile(profile, backbone_weights="random", lpips_weights="random", max_pct_missing=1.0)
         one = saved_bytes(config.replace({"batch_size": 1}, source="here"), Path(name))
         scale = {key: one[key] * config.batch_size for key in ("net_gb", "losses_gb")}

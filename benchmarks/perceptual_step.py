@@ -14,6 +14,7 @@ from torch import Tensor
 from nbhelpers.stages.perceptual_unet.config import Config
 from nbhelpers.stages.perceptual_unet.losses import Lpips, PerceptualLoss
 
+torch.set_num_threads(1)
 torch.manual_seed(0)
 config = Config.for_profile("quick")
 weights = os.environ.get("NBHELPERS_BACKBONE_WEIGHTS", "random")
@@ -59,7 +60,7 @@ def plain_lpips() -> Tensor:
     return gradient(lpips.distance(*images).mean(), prediction)
 
 
-torch.testing.assert_close(reused(), not_reused())
+torch.testing.assert_close(reused(), not_reused(), rtol=1e-3, atol=1e-4)
 ways = {
     "reused": reused,
     "not_reused": not_reused,

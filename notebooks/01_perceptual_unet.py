@@ -24,12 +24,12 @@
 # **You get** a trained UNet, its scores beside persistence and advection with 95 % intervals, a picture of what each loss
 # term contributed, and a verdict that says what to do next.
 #
-# | profile | for | minutes | download |
-# |---|---|---|---|
-# | `smoke` | checking that everything works | 1 | 5 MB |
-# | `quick` | a laptop or a session without GPU | 10 | 5 MB |
-# | `t4` | a free GPU (Colab, Kaggle) | up to 60 (not measured yet) | 800 MB of network weights |
-# | `full` | several sessions | – | as `t4`, and the data |
+# | profile | for | minutes | memory of a step, float32 | download |
+# |---|---|---|---|---|
+# | `smoke` | checking that everything works | 1 | 0.1 GB | 5 MB |
+# | `quick` | a laptop or a session without GPU | 10 | 0.4 GB | 5 MB |
+# | `t4` | a free GPU (Colab, Kaggle) | up to 60 (not measured yet) | 4 GB (about half in fp16) | 800 MB of network weights |
+# | `full` | several sessions | – | 9 GB | as `t4`, and the data |
 #
 # **Data**: simulated storms in SEVIR's own file format, made here in a minute, or your copy of
 # [SEVIR](https://registry.opendata.aws/sevir/) (Veillette, Samsi, Mattioli 2020), or any radar written in that layout.
@@ -61,8 +61,8 @@ RUN_SWEEP = False  # train several λ with two seeds each and compare them (prof
 
 # %% [markdown]
 # **Real storms.** With `SEVIR_EVENTS = 60` the data cell fetches 60 events of SEVIR from its public bucket, by ranges of
-# the large files, into one file of 430 MB; ask for more later and only the new ones are fetched. A copy of SEVIR on Drive
-# reads as it is: `DATA_DIR = "/content/drive/MyDrive/SEVIR_Data"`.
+# the large files, into one file of 430 MB; ask for more later and only the new ones are fetched (other data are another
+# run: choose a new `RUN_NAME`). A copy of SEVIR on Drive reads as it is: `DATA_DIR = "/content/drive/MyDrive/SEVIR_Data"`.
 #
 # **Your own data.** Set `DATA_DIR` to a folder with
 #
@@ -162,10 +162,9 @@ unet.down[0], unet.head
 # $e$ = `emphasis` and $k$ the number of the lead: the plain MSE is smallest for the mean of all that may come, which
 # forecasts strong rain too rarely. (`emphasis=0, even_leads=False, mae_weight=0` is the plain $\mathrm{MSE} + \lambda P/S$.)
 #
-# What λ *means* depends on the data, the network and S:
-# with VGG16, the often copied 5e-4 with S = 6000 contributes a twentieth of a per cent. So look before you
-# train: the panel shows, on a real batch, which share of the loss and of the gradient the term has. Set either λ or the
-# share itself.
+# What λ *means* depends on the data, the network and S: with VGG16 the often copied 5e-4 with S = 6000 contributes a
+# twentieth of a per cent to the plain loss. So look before you train: the panel shows, on a real batch, which share of the
+# loss and of the gradient the term has. Set either λ or the share itself.
 
 # %%
 from nbhelpers.stages.perceptual_unet.balance import KNOBS, measure_balance
@@ -266,7 +265,7 @@ again = NowcastTask(config, data_dir)
 checkpoint.load_weights(scored, again.modules)
 again.to(task.device)
 again.modules["unet"].to(task.device)
-torch.testing.assert_close(again.forecast(watched), task.forecast(watched))
+torch.testing.assert_close(again.forecast(watched), task.forecast(watched), rtol=0, atol=1 / 255)  # a grey level
 print(scored.folder, scored.sha256)
 
 # %% [markdown]
@@ -283,66 +282,75 @@ print(run.folder / "report.md")
 # ## Beyond · does λ matter?
 # One run cannot say. A **sweep** trains several λ and several gradient shares with several seeds, λ = 0 always among them,
 # chooses on validation, and gives every setting's paired difference to λ = 0. Type the values you want to try; the table
-# says what each would mean before you spend the time. (A grid in which nothing can matter is refused.)
+# says what each would mean and what it costs. (A grid in which nothing can matter is refused.)
 
 # %%
 from nbhelpers.stages.perceptual_unet.sweep import Grid, measure_grid, run_sweep
 
-tiny = Grid(lambdas=(), shares=(0.3,), seeds=(0, 1))
 grid_panel = widgets.sweep_panel(
-    tiny if profile == "smoke" else Grid(),
-    measure_grid(again),
+    Grid(lambdas=(), shares=(0.3,)) if profile == "smoke" else Grid(),
+    measure_grid(NowcastTask(config, data_dir)),
     labels={"lambdas": "λ", "shares": "gradient shares", "seeds": "seeds"},
     minutes=report["train_seconds"] / 60,
 )
 grid_panel
 
 # %% [markdown]
-# Every row is a run of its own in the sweep's folder. Stop it when you like: the next time it goes on.
+# With `RUN_SWEEP = True` in section 2 the next cell trains it, each setting and seed a run of its own in the sweep's
+# folder. Stop it when you like: the next time it goes on, and a larger grid extends it.
 
 # %%
-sweep_dir = place.output_dir / f"{RUN_NAME}-{profile}-sweep"
-swept = None
+swept = {}
 if RUN_SWEEP or profile == "smoke":
-    swept = run_sweep(config, grid_panel.grid, data_dir, sweep_dir, copy_dir=make_copy_dir(place))
-    print(swept.report["verdict"]["name"].upper() + ":", swept.report["verdict"]["meaning"])
+    sweep_dir = place.output_dir / f"{RUN_NAME}-{profile}-sweep"
+    swept = run_sweep(config, grid_panel.grid, data_dir, sweep_dir, copy_dir=make_copy_dir(place)).report
+    print(f"{swept['verdict']['name'].upper()}: {swept['verdict']['meaning']}\nNext: {swept['verdict']['next_step']}")
+else:
+    print("Not run: set RUN_SWEEP = True in section 2.")
 
 # %%
 from nbhelpers.stages.perceptual_unet.sweep_figure import sweep_figure
 from nbhelpers.training import sweep_text
 
-if swept:
-    widgets.show_table(sweep_text.settings_table(swept.report))
-    widgets.show_table(sweep_text.difference_table(swept.report, "test"))
-    widgets.show(sweep_figure(swept.report))
-    print(*sweep_text.effect_sentences(swept.report), sep="\n")
+if swept.get("val"):  # at least one run is finished
+    widgets.show_table(sweep_text.settings_table(swept))
+    widgets.show_table(sweep_text.difference_table(swept, "test"))
+    widgets.show(sweep_figure(swept))
+    print(*sweep_text.effect_sentences(swept), sep="\n")
 
 # %% [markdown]
 # ## Beyond · several forecasts instead of one
 # Runs that differ in their seed are an **ensemble**: the share of members that forecast strong rain is its probability.
-# Blurred members agree with each other on too little of it, so their probabilities are close to 0 where it mattered. The
-# figure compares the sweep's last setting with λ = 0.
+# Blurred members agree with each other on too little of it, so their probabilities are close to 0 where it mattered. Here
+# the sweep's best setting (or else its last) beside λ = 0.
 
 # %%
 from nbhelpers.stages.perceptual_unet import ensemble_report
 from nbhelpers.stages.perceptual_unet.ensemble import open_ensemble
 
-seeds = grid_panel.grid.seeds
-if swept and len(seeds) > 1:
-    reference, *_, last = swept.report["settings"]
-    ensemble = open_ensemble([sweep_dir / f"{last}-seed{seed}" for seed in seeds])
-    plain = open_ensemble([sweep_dir / f"{reference}-seed{seed}" for seed in seeds], beside=ensemble)
-    ensemble_dir = sweep_dir / f"ensemble-of-{len(seeds)}"
-    together = ensemble_report.make_ensemble_report(ensemble, ensemble_dir, against=plain)
+finished = {}
+for row in swept.get("rows", []):
+    if row["checkpoint"]:
+        finished.setdefault(row["setting"], []).append(sweep_dir / row["run"])
+sets = [name for name, runs in finished.items() if len(runs) > 1]
+others = [name for name in sets if name != swept["reference"]] if swept.get("reference") in sets else []
+if others:
+    chosen = swept["best"] if swept["best"] in others else others[-1]
+    ensemble = open_ensemble(finished[chosen])
+    against = open_ensemble(finished[swept["reference"]], beside=ensemble)
+    ensemble_dir = sweep_dir / f"ensemble-{chosen}-of-{len(ensemble.members)}"
+    together = ensemble_report.make_ensemble_report(ensemble, ensemble_dir, against=against)
     for name, metrics in together["metrics"].items():
         print(name)
         widgets.show_table(ensemble_report.table(metrics))
     widgets.show_table(ensemble_report.difference_table(together["differences"]))
+else:
+    print("No ensembles yet: they need a sweep with two finished seeds of two settings.")
 
 # %%
 from IPython.display import Image, display
 
-if swept and len(seeds) > 1:
+if others:
     for name in ("exceedance", "reliability", "spread", "blur"):
         display(Image(ensemble_dir / "figures" / f"{name}.png"))
 
@@ -352,6 +360,7 @@ if swept and len(seeds) > 1:
 # |---|---|---|
 # | `no CATALOG.csv … in …` | `DATA_DIR` points beside the data | point it at the folder that holds the catalogue |
 # | `… was started with other settings: perceptual_share …` | same run name, other settings | choose a new `RUN_NAME`, or go back |
+# | `… was trained on another data than …` | same run name, more events or another folder | choose a new `RUN_NAME` |
 # | `ImageNet weights … cannot be fetched` | no internet | attach the weight file and set `BACKBONE_WEIGHTS` (for LPIPS: `LPIPS_WEIGHTS`) to its path; or `"random"` |
 # | a box: `STOPPED · units`, `· leakage`, `· no_skill` … | a guard measured that this run cannot be believed | what the box says under *what to do*; a run that had not begun takes the mended settings under its old name |
 # | `WARN loss_balance …` | a loss term does nothing, or drowns the other | set `perceptual_share`; the panel in section 5 shows where λ begins to matter |

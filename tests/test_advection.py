@@ -18,6 +18,7 @@ from nbhelpers.stages.perceptual_unet.advection import (
     motion_field,
     moving_frames,
 )
+from nbhelpers.stages.perceptual_unet.bilinear import ReadLearnt, read
 
 WET = 16 / 255
 VELOCITIES = [(1.0, 0.0), (3.3, -1.7), (-5.5, 2.25), (0.3, 0.2), (-10.0, 0.0), (8.0, 6.0)]
@@ -294,3 +295,17 @@ def test_batch_equals_single_and_odd_sizes_work() -> None:
 def test_wrong_input_is_named(frames: Tensor, valid: Tensor | None, found: str) -> None:
     with pytest.raises(UserError, match=found):
         advection_nowcast(frames, 3, valid=valid)
+
+
+def test_the_gradient_of_reading_is_grid_samples_own() -> None:
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(2, 1, 9, 12, generator=generator, dtype=torch.float64)
+    place = torch.rand(2, 2, 7, 8, generator=generator, dtype=torch.float64) * 16 - 2  # some of them outside
+    weights = torch.rand(2, 1, 7, 8, generator=generator, dtype=torch.float64)
+    gradients = []
+    for function in (read, ReadLearnt.apply):
+        leaf = image.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad((function(leaf, place) * weights).sum(), leaf)
+        gradients.append(gradient)
+    torch.testing.assert_close(*gradients)
+    assert gradients[1].abs().max() > 0

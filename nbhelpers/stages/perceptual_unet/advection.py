@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nbhelpers.core.errors import UserError
+from nbhelpers.stages.perceptual_unet.bilinear import ReadLearnt, pixels, read
 
 FRAMES = 12  # the motion is estimated from at most so many last frames
 CELL = 8  # px: motion is solved on cells of this size and interpolated between their centres
@@ -76,11 +77,11 @@ def _refine(images: Tensor, seen: Tensor, motion: Tensor, scale: int, lags: rang
     ``smooth``: solve for the motion itself, which the window smooths; else for its correction, which halves the error
     that smoothing left in rotation and shear."""
     here = F.interpolate(motion, size=images.shape[-2:], mode="bilinear") / scale
-    now, now_seen, grid = images[:, -1:], seen[:, -1:], _pixels(images)
+    now, now_seen, grid = images[:, -1:], seen[:, -1:], pixels(images)
     cell, terms = max(CELL, scale), []
     for lag in lags:
         older = torch.stack([images[:, -1 - lag], seen[:, -1 - lag]], 1)
-        past, past_seen = _read(older, grid - lag * here).split(1, 1)
+        past, past_seen = read(older, grid - lag * here).split(1, 1)
         residual = now - past
         gy, gx = torch.gradient((now + past) / 2, dim=(-2, -1))
         # Least squares gives lag k the weight k^2; with k, long lags (precise) do not silence short ones (recent).
@@ -127,7 +128,8 @@ def _carried(fields: Tensor, seen: Tensor, places: Iterable[Tensor]) -> Tensor:
     """Field k of (B, leads, H, W), given where the air is now, read at place k; border rule of ``extrapolate``."""
     current, out = fields[:, 0], []
     for lead, place in enumerate(places):
-        value, known = _read(torch.stack([fields[:, lead], seen], 1), place).unbind(1)
+        value = ReadLearnt.apply(fields[:, lead : lead + 1], place)[:, 0]
+        known = read(seen[:, None], place)[:, 0]
         current = torch.where(known > 0.5, value / known.clamp_min(0.5), current)
         out.append(current)
     return torch.stack(out, 1)
@@ -135,11 +137,11 @@ def _carried(fields: Tensor, seen: Tensor, places: Iterable[Tensor]) -> Tensor:
 
 def _departures(motion: Tensor, leads: int) -> Iterator[Tensor]:
     """Where the air of each pixel was 1, 2, ... steps ago: (B, 2, H, W) px, by the iterated mid-point rule."""
-    place = _pixels(motion).expand_as(motion)
+    place = pixels(motion).expand_as(motion)
     step = motion
     for _ in range(leads):
         for _ in range(2):  # 2 iterations: motion is smooth over the length of a step
-            step = _read(motion, place - step / 2, padding_mode="border")
+            step = read(motion, place - step / 2, padding_mode="border")
         place = place - step
         yield place
 
@@ -198,7 +200,7 @@ def _aligned(images: Tensor, seen: Tensor, places: Sequence[Tensor]) -> tuple[Te
     """Older frames (B, T-1, H, W) read at their own departure places, and how much of each pixel they saw."""
     values, shares = [], []
     for age in range(images.shape[1], 0, -1):
-        value, known = _read(torch.stack([images[:, -age], seen[:, -age]], 1), places[age - 1]).unbind(1)
+        value, known = read(torch.stack([images[:, -age], seen[:, -age]], 1), places[age - 1]).unbind(1)
         values.append(torch.where(known > 0.5, value / known.clamp_min(0.5), 0.0))
         shares.append(known)
     return torch.stack(values, 1), torch.stack(shares, 1)
@@ -209,23 +211,11 @@ def _held_leads(images: Tensor, seen: Tensor, places: Sequence[Tensor]) -> Tenso
     held = torch.zeros(len(images), dtype=torch.long, device=images.device)
     for lead, place in enumerate(places):
         older, older_seen, truth = images[:, : -lead - 1], seen[:, : -lead - 1], images[:, lead + 1 :]
-        moved, reached = _read(torch.cat([older, older_seen], 1), place).chunk(2, 1)
+        moved, reached = read(torch.cat([older, older_seen], 1), place).chunk(2, 1)
         judged = seen[:, lead + 1 :] * older_seen * (reached > KNOWN)
         gain = (judged * ((older - truth) ** 2 - (moved - truth) ** 2)).sum((1, 2, 3))
         held += (held == lead) & (gain < 0)
     return held
-
-
-def _pixels(like: Tensor) -> Tensor:
-    """Pixel positions (1, 2, H, W), x then y, of an image batch (..., H, W)."""
-    rows, columns = (torch.arange(n, dtype=like.dtype, device=like.device) for n in like.shape[-2:])
-    return torch.stack(torch.meshgrid(columns, rows, indexing="xy"))[None]
-
-
-def _read(image: Tensor, place: Tensor, padding_mode: str = "zeros") -> Tensor:
-    """Bilinear values (B, C, H, W) of ``image`` (B, C, h, w) at ``place`` (B, 2, H, W) px."""
-    grid = torch.stack([place[:, i] * (2 / (image.shape[-1 - i] - 1)) - 1 for i in (0, 1)], -1)
-    return F.grid_sample(image, grid, mode="bilinear", padding_mode=padding_mode, align_corners=True)
 
 
 def _checked(frames: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:

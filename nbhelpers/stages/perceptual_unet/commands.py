@@ -28,7 +28,7 @@ def advice(task: Task) -> list[str]:
     share = next(row.grad_share for row in measure_balance(task)(task.config) if row.term == "perceptual")
     found = f"lambda_perc {task.config.lambda_perc:g} gives the perceptual term {share:.3%} of the gradient"
     if share < INERT_SHARE:
-        return [f"{found}: it is inert, this will be an MSE run; perceptual_share 0.1 would give it a say."]
+        return [f"{found}: it is inert, this will be a run without it; perceptual_share 0.1 would give it a say."]
     if share > DROWNING_SHARE:
         return [f"{found}: it drowns the MSE; perceptual_share 0.1 would keep both."]
     return []

@@ -107,7 +107,6 @@ class Config:
 
     def __post_init__(self) -> None:
         for name in (
-            "n_in",
             "n_out",
             "windows_per_epoch",
             "eval_windows",
@@ -118,6 +117,8 @@ class Config:
         ):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}, expected at least 1.")
+        if self.n_in < 2:
+            raise UserError(f"n_in is {self.n_in}, expected at least 2: one frame shows no motion.")
         for name in ("lr", "perceptual_scale", "cache_gb"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} is {getattr(self, name)}, expected a number above 0.")

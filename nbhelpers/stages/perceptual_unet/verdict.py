@@ -103,7 +103,7 @@ def verdict(
     if share is not None and share < INERT_SHARE:
         return Verdict(
             "perceptual term inert",
-            f"The perceptual term made up {share:.2%} of the gradient: this run is an MSE run.",
+            f"The perceptual term made up {share:.2%} of the gradient: this is a run without it.",
             "set perceptual_share=0.1, or raise lambda_perc (the λ panel shows where it begins to matter).",
         )
     if is_sevir(report):
