@@ -1,8 +1,8 @@
 """Memory of a training step by profile: what autograd keeps for the backward pass, in float32.
 
 Counted by a hook on every tensor that is saved, weights aside, for one window and times the batch size; it does not
-depend on the machine, and half precision keeps about half of it. A GPU needs the weights four times (weights, gradients,
-two moments of Adam), those of the feature network once, and the libraries' own besides.
+depend on the machine, and half precision keeps about half of it. A GPU needs the weights four times (themselves, their
+gradients, two moments of Adam), those of the feature network once, and the libraries' own besides.
 """
 
 from __future__ import annotations

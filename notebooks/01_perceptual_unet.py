@@ -27,9 +27,9 @@
 # | profile | for | minutes | memory of a step, float32 | download |
 # |---|---|---|---|---|
 # | `smoke` | checking that everything works | 1 | 0.1 GB | 5 MB |
-# | `quick` | a laptop or a session without GPU | 10 | 0.4 GB | 5 MB |
-# | `t4` | a free GPU (Colab, Kaggle) | up to 60 (not measured yet) | 4 GB (about half in fp16) | 800 MB of network weights |
-# | `full` | several sessions | – | 9 GB | as `t4`, and the data |
+# | `quick` | a laptop or a session without GPU | 10 | 0.3 GB | 5 MB |
+# | `t4` | a free GPU (Colab, Kaggle) | up to 60 (not measured yet) | 3.5 GB (about half in fp16) | 800 MB of network weights |
+# | `full` | several sessions | – | 8 GB | as `t4`, and the data |
 #
 # **Data**: simulated storms in SEVIR's own file format, made here in a minute, or your copy of
 # [SEVIR](https://registry.opendata.aws/sevir/) (Veillette, Samsi, Mattioli 2020), or any radar written in that layout.
