@@ -304,6 +304,8 @@ swept = {}
 if RUN_SWEEP or profile == "smoke":
     sweep_dir = place.output_dir / f"{RUN_NAME}-{profile}-sweep"
     swept = run_sweep(config, grid_panel.grid, data_dir, sweep_dir, copy_dir=make_copy_dir(place)).report
+    for gate in swept["gates"]:
+        print(Gate(**gate))
     print(f"{swept['verdict']['name'].upper()}: {swept['verdict']['meaning']}\nNext: {swept['verdict']['next_step']}")
 else:
     print("Not run: set RUN_SWEEP = True in section 2.")
@@ -316,6 +318,7 @@ if swept.get("val"):  # at least one run is finished
     widgets.show_table(sweep_text.settings_table(swept))
     widgets.show_table(sweep_text.difference_table(swept, "test"))
     widgets.show(sweep_figure(swept))
+    print(sweep_text.summary(swept))
     print(*sweep_text.effect_sentences(swept), sep="\n")
 
 # %% [markdown]

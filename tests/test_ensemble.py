@@ -159,14 +159,30 @@ def test_the_report_lies_beside_the_first_run_and_is_not_overwritten_by_another(
     assert f"Report: {runs / 'ensemble' / 'ensemble.md'}" in capsys.readouterr().out
     before = (runs / "ensemble" / "ensemble.json").read_bytes()
     assert json.loads(before)["differences"] == {} and not (runs / "ensemble" / "figures" / "blur.png").exists()
-    with pytest.raises(UserError, match="is the report of other members than these: choose another --to"):
+    with pytest.raises(UserError, match="is the report of other members than these: choose another folder"):
         run_command(runs / "mse-0", runs / "perc-1")
+    with pytest.raises(UserError, match="the scores on 'test' and those on 'val' would replace them: choose another f"):
+        run_command(runs / "mse-0", runs / "mse-1", "--split", "val")
     assert (runs / "ensemble" / "ensemble.json").read_bytes() == before
+
+
+def test_a_report_is_replaced_when_its_runs_have_been_trained_on(runs: Path, storms: Path, tmp_path: Path) -> None:
+    for name in ("mse-0", "mse-1"):
+        shutil.copytree(runs / name, tmp_path / name)
+    folders = [tmp_path / "mse-0", tmp_path / "mse-1"]
+    before = make_ensemble_report(open_ensemble(folders), tmp_path / "report", split="val")
+    train(storms, tmp_path, "mse-1", seed=1, epochs=5)
+    pointers = tmp_path / "mse-1" / "checkpoints"
+    shutil.copy(pointers / "last.json", pointers / "best.json")  # whether the longer training was of use or not
+    after = make_ensemble_report(open_ensemble(folders), tmp_path / "report", split="val")
+    (old,), (new,) = before["members"].values(), after["members"].values()
+    assert old[0] == new[0] and old[1]["step"] < new[1]["step"] and old[1]["sha256"] != new[1]["sha256"]
+    assert json.loads((tmp_path / "report" / "ensemble.json").read_text())["members"] == after["members"]
 
 
 def test_a_folder_that_cannot_be_written_is_a_sentence(runs: Path, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("kept")
-    with pytest.raises(UserError, match="cannot be written to .*choose another --to"):
+    with pytest.raises(UserError, match="cannot be written to .*choose another folder"):
         make_ensemble_report(open_ensemble([runs / "mse-0", runs / "mse-1"]), tmp_path / "taken" / "x", split="val")
 
 
@@ -195,6 +211,7 @@ def test_one_member_or_one_twice_is_no_ensemble(runs: Path) -> None:
         ({"n_out": 1}, "takes 3 frames in and 1 out every 5 min, but .* takes 3 frames in and 2 out every 5 min"),
         ({"step_minutes": 10, "n_in": 2}, "takes 2 frames in and 2 out every 10 min"),
         ({"base_channels": 8}, "has another architecture than .*mse-0: use runs with the same net"),
+        ({"first_guess": "persistence"}, "has another architecture than .*mse-0: use runs with"),
     ],
 )
 def test_members_that_do_not_fit_together_are_refused(
@@ -211,14 +228,16 @@ def test_members_of_another_split_are_refused(tmp_path: Path) -> None:
     sevir.write_sevir(tmp_path / "data", sevir.storms(14, n_frames=8))
     for name, subset in (("all", "all"), ("tiny", "tiny")):
         train(tmp_path / "data", tmp_path, name, epochs=1, subset=subset)
-    with pytest.raises(UserError, match="tiny was trained on another split of the data than .*all, so one's training"):
+    with pytest.raises(
+        UserError, match="tiny was trained on other events or another split of them than .*all, so one's"
+    ):
         open_ensemble([tmp_path / "all", tmp_path / "tiny"])
 
 
 def test_members_of_other_data_or_another_stage_are_refused(runs: Path, storms: Path, tmp_path: Path) -> None:
     simulate(tmp_path / "storms", n_events=8, size=48, n_frames=8, seed=1, progress=False)
     train(tmp_path / "storms", tmp_path, "other", epochs=1)
-    with pytest.raises(UserError, match="other was trained on other data than .*mse-0"):
+    with pytest.raises(UserError, match="other was trained on other events or another split of them than .*mse-0"):
         open_ensemble([runs / "mse-0", tmp_path / "other"])
     with pytest.raises(UserError, match="was trained on another data than .*storms"):
         open_ensemble([runs / "mse-0", runs / "mse-1"], data_dir=tmp_path / "storms")

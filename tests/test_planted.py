@@ -661,6 +661,9 @@ def test_weights_of_another_architecture_are_refused(
     # Same names and shapes, another meaning: the head no longer corrects a first guess.
     with pytest.raises(UserError):
         checkpoint.load_weights(found, planted(storms, first_guess="none").modules)
+    # Nor is a forecast in coordinates that move with the rain one in fixed coordinates.
+    with pytest.raises(UserError):
+        checkpoint.load_weights(found, planted(storms, first_guess="advection").modules)
     flags = [f"--{key.replace('_', '-')}={value}" for key, value in (SMALL | {"base_channels": 8}).items()]
     places = [f"--data-dir={storms}", f"--output-dir={tmp_path}", "--run-name=wide", "--profile=smoke"]
     capfd.readouterr()

@@ -312,11 +312,72 @@ def test_more_events_later_add_to_those_that_are_there(bucket: Bucket, tmp_path:
 
 def test_a_task_trains_and_tests_on_the_fetched_folder(bucket: Bucket, tmp_path: Path) -> None:
     bucket.get(tmp_path / "data", 10)
-    settings = {"backbone_weights": "random", "lpips_weights": "random", "n_in": 3, "lambda_perc": 0.0}
-    config = Config.for_profile("smoke").replace({**settings, "subset": "all"}, source="test")
-    task = Task(config, tmp_path / "data")
+    task = make_task(tmp_path / "data")
     sizes = {name: len(group) for name, group in task.split.events.items()}
     assert sizes == {"train": 6, "val": 1, "test": 3} and "official" in task.split.rule
+
+
+def make_task(data_dir: Path) -> Task:
+    settings = {"backbone_weights": "random", "lpips_weights": "random", "n_in": 3, "lambda_perc": 0.0}
+    return Task(Config.for_profile("smoke").replace({**settings, "subset": "all"}, source="test"), data_dir)
+
+
+def hashes(data_dir: Path) -> tuple[str, str]:
+    described = make_task(data_dir).describe_data()
+    return described["sha256"], described["split_sha256"]
+
+
+# --- which data a run was trained on ----------------------------------------------------------------------------
+
+
+def test_the_same_events_are_the_same_data_however_they_arrived(bucket: Bucket, tmp_path: Path) -> None:
+    for n in (5, 9):
+        bucket.get(tmp_path / "in two goes", n)
+    bucket.get(tmp_path / "at once", 9)
+    ids = [sevir_subset.stored_ids(tmp_path / name) for name in ("in two goes", "at once")]
+    assert ids[0] != ids[1] and sorted(ids[0]) == sorted(ids[1])
+    expected = hashes(tmp_path / "in two goes")
+    assert hashes(tmp_path / "at once") == expected
+
+    # The bucket's own files, compressed, with a catalogue of more events than there are files for.
+    rows = [row for row in catalogue_of(FILES) if row["id"] in ids[0]]
+    for name, group in FILES.items():
+        sevir.write_hdf5(tmp_path / "whole" / name, {id: STORMS[id] for id in group}, chunks=True, compression="gzip")
+    absent = sevir.row("R99", 0, STORMS["R00"], file_name="vil/absent.h5")
+    sevir.write_catalogue(tmp_path / "whole/CATALOG.csv", [*rows, absent])
+    assert hashes(tmp_path / "whole") == expected
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"pct_missing": "0.01"}, {"time_utc": "2018-01-01 12:05:00"}, {"time_utc": "2018-01-20 12:00:00"},
+     {"minute_offsets": sevir.offsets(13).replace("-30", "-31")}, {"event_type": "Hail"}],
+)  # fmt: skip
+def test_another_cell_makes_other_data(tmp_path: Path, changes: dict[str, Any]) -> None:
+    sevir.write_sevir(
+        tmp_path, {id: STORMS[id] for id in list(STORMS)[:4]}, days=[f"2018-01-0{n}" for n in range(1, 5)]
+    )
+    before = hashes(tmp_path)
+    with (tmp_path / "CATALOG.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    sevir.write_catalogue(tmp_path / "CATALOG.csv", rows[::-1])
+    assert hashes(tmp_path) == before
+    sevir.write_catalogue(tmp_path / "CATALOG.csv", [{**rows[0], **changes}, *rows[1:]])
+    assert hashes(tmp_path)[0] != before[0]
+
+
+def test_other_events_sizes_and_pixels_make_other_data(tmp_path: Path) -> None:
+    some = {id: STORMS[id] for id in list(STORMS)[:4]}
+    renamed = {f"S{id}": frames for id, frames in some.items()}
+    wider = {id: np.pad(frames, ((0, 0), (0, 0), (0, 1))) for id, frames in some.items()}
+    later = {id: frames[::-1] for id, frames in some.items()}  # of the same shape, in a file as long
+    found = set()
+    for index, events in enumerate((some, renamed, wider, later, dict(list(some.items())[:3]))):
+        sevir.write_sevir(tmp_path / str(index), events)
+        rows = [{**sevir.row(id, i, STORMS["R00"]), "size_x": ""} for i, id in enumerate(events)]
+        sevir.write_catalogue(tmp_path / str(index) / "CATALOG.csv", rows)
+        found.add(hashes(tmp_path / str(index))[0])
+    assert len(found) == 5
 
 
 # --- the choice -------------------------------------------------------------------------------------------------

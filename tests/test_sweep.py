@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -30,7 +31,7 @@ from nbhelpers.training.metrics import Metric, mean_metric
 from nbhelpers.training.run import Run
 from nbhelpers.training.sweep import Plan, Setting, Swept, sweep
 from nbhelpers.training.sweep_scores import combined, compare, effects, spreads
-from nbhelpers.training.task import Batch, Phase, Update, Verdict
+from nbhelpers.training.task import Batch, Gate, Phase, Update, Verdict
 from nbhelpers.widgets import sweep_panel
 
 # --- the generic part, with toy tasks -----------------------------------------------------------------------------
@@ -86,7 +87,12 @@ def plan(
         make_task=make_task,
         measure=measure,
         cure=lambda balance: "Take 1.",
-        judge=lambda report: (None, Verdict("done", f"{len(report['rows'])} rows.", "go home.")),
+        judge=lambda report: (
+            "slope-0" if "slope-0" in report["val"] else None,
+            [Gate("rows", True, "all")],
+            Verdict("done", f"{len(report['rows'])} rows.", "go home."),
+        ),
+        decided_by=("mse",),
         figures=lambda report: iter(()),
     )
 
@@ -114,6 +120,13 @@ def test_one_run_folder_for_each_setting_and_seed_and_the_reference_first(finish
     text = (finished.folder / "sweep.md").read_text()
     for words in ("## Does the setting matter?", "n = 8 events", "spread between seeds", "slope-0.3", "as_it_is"):
         assert words in text
+    assert "- PASS: rows (all)" in text and kept["gates"] == [{"name": "rows", "passed": True, "value": "all"}]
+    mse, minutes = kept["val"]["slope-0"]["mse"]["value"], sum(row["minutes"] for row in kept["rows"])
+    line = re.search(
+        r"Best setting: slope-0 \(mse ([\d.]+), on validation\); 6 runs, ([\d.]+) min in all on (.*)\.", text
+    )
+    assert line and float(line[1]) == pytest.approx(mse, abs=5e-4) and line[3] == kept["device"]
+    assert float(line[2]) == pytest.approx(minutes, abs=0.06)
     assert [row["grad_share"] for row in kept["rows"] if row["setting"] == "slope-0"] == [0.0, 0.0]
     assert all(0.01 < row["grad_share"] < 0.9 for row in kept["rows"] if row["setting"] != "slope-0")
 
@@ -187,7 +200,20 @@ def test_a_checkpoint_is_scored_once_and_again_only_when_it_is_another(tmp_path:
     assert sweep(plan(**grid), tmp_path).report == before and len(seen) == 2
     longer = sweep(plan(**grid, slope_1={"epochs": 4}), tmp_path).report
     assert len(seen) == 3 and longer["rows"][1]["test"] != before["rows"][1]["test"]
-    (tmp_path / "slope-0-seed3" / "scores.npz").write_bytes(b"no zip")
+
+    kept = tmp_path / "slope-0-seed3" / "scores.npz"
+    spoilt: tuple[Callable[[dict[str, np.ndarray]], Any], ...] = (
+        lambda arrays: arrays.update(version=np.array("0.0.1")),
+        lambda arrays: arrays.pop("val/mse"),
+        lambda arrays: arrays.update({"val/mae": arrays["val/mae"][:, :1]}),  # by one label less
+    )
+    for number, spoil in enumerate(spoilt, start=4):
+        with np.load(kept) as file:
+            arrays = dict(file)
+        spoil(arrays)
+        np.savez(kept, **arrays)
+        assert sweep(plan(**grid, slope_1={"epochs": 4}), tmp_path).report == longer and len(seen) == number
+    kept.write_bytes(b"no zip")
     with pytest.raises(UserError, match="scores.npz is damaged"):
         sweep(plan(**grid), tmp_path)
 
@@ -306,6 +332,7 @@ def test_spreads_between_seeds_and_between_settings() -> None:
         ({"ref": [0.0, 0.001], "x": [0.0, 0.001]}, EVENTS, [], "not shown to matter"),
         ({"ref": [0.0, 0.001], "x": [-0.1, -0.101]}, EVENTS[:5], None, "undecided, n = 5 events"),
         ({"ref": [0.0], "x": [-0.1]}, EVENTS, None, "with one seed the spread between seeds is unknown"),
+        ({"ref": [0.0], "x": [-0.1]}, EVENTS * np.nan, None, "mse: undefined, the 8 events hold nothing"),
     ],
 )
 def test_a_setting_matters_where_events_and_seeds_both_say_so(
@@ -314,6 +341,46 @@ def test_a_setting_matters_where_events_and_seeds_both_say_so(
     compared = compare(invented(offsets, events), "ref", ["mse"])
     found = effects(compared, spreads(compared, ["mse"]))["mse"]
     assert found["differ"] == differ and words in found["sentence"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "seeds", "missing"),
+    [(5, 2, 0), (2, 3, 0), (5, 3, 2)],  # with the reference; `missing` runs of the last setting are not there
+)
+def test_where_nothing_matters_one_comparison_in_twenty_says_it_does(settings: int, seeds: int, missing: int) -> None:
+    """Settings share the reference's runs, so their differences to it go up and down together."""
+    rng, wrong, repetitions = np.random.default_rng(4), 0, 2500
+    for _ in range(repetitions):
+        values = rng.normal(size=(settings, seeds)) + 3 * rng.normal(size=(1, seeds))
+        compared = {}
+        for i, own in enumerate(values):
+            there = range(missing if i == settings - 1 else 0, seeds)
+            difference = np.mean([own[k] - values[0, k] for k in there])
+            compared[str(i)] = {
+                "mse": {
+                    "seeds": {str(k): own[k] for k in there},
+                    "better": "lower",
+                    # The events have no say: they exclude 0 always.
+                    "minus_reference": {
+                        "value": difference, "ci95": [0.0, 0.0], "is_better": True, "n": 8, "seeds": list(there),
+                    } if i else None,
+                }
+            }  # fmt: skip
+        wrong += len(effects(compared, spreads(compared, ["mse"]))["mse"]["differ"])
+    assert wrong / (repetitions * (settings - 1)) == pytest.approx(0.05, abs=0.009)
+
+
+def test_the_spread_of_a_difference_has_the_degrees_that_the_layout_leaves() -> None:
+    full = {"ref": [0.0, 0.1, 0.3], "x": [0.2, 0.2, 0.6], "y": [0.1, 0.3, 0.2]}
+    found = spreads(compare(invented(full), "ref", ["mse"]), ["mse"])["mse"]
+    values = np.array(list(full.values()))
+    left = values - values.mean(1, keepdims=True) - values.mean(0) + values.mean()
+    assert found["degrees"] == 4 and found["of_differences"] == pytest.approx(np.sqrt(2 * np.square(left).sum() / 4))
+    # A setting with a single run, or a seed of a single setting, says nothing about the spread.
+    more = spreads(compare(invented(full | {"z": [0.9]}), "ref", ["mse"]), ["mse"])["mse"]
+    assert (more["of_differences"], more["degrees"]) == (pytest.approx(found["of_differences"]), 4)
+    longer = spreads(compare(invented(full | {"x": [0.2, 0.2, 0.6, 0.9]}), "ref", ["mse"]), ["mse"])["mse"]
+    assert (longer["of_differences"], longer["degrees"]) == (pytest.approx(found["of_differences"]), 4)
 
 
 # --- the rule and the verdict, with made-up numbers ---------------------------------------------------------------
@@ -327,7 +394,11 @@ def table(points: Mapping[str, Any], *, data: Any = ELSEWHERE, n: int = 9, **cha
     """A sweep's report with (CSI@74, LPIPS) by setting; None is a setting that a guard stopped."""
     shares = SHARES | changes.pop("shares", {})
     cells = {
-        name: {"csi_74": {"value": point[0], "n": n}, "lpips": {"value": point[1], "n": n, "units": "LPIPS (alex)"}}
+        name: {
+            "csi_74": {"value": point[0], "n": n},
+            "lpips": {"value": point[1], "n": n, "units": "LPIPS (alex)"},
+            "mse": {"value": 0.01, "n": n},
+        }
         for name, point in points.items()
         if point is not None
     }
@@ -345,11 +416,15 @@ def table(points: Mapping[str, Any], *, data: Any = ELSEWHERE, n: int = 9, **cha
         "headlines": ["csi_74", "lpips"],
         "val": cells,
         "data": data,
+        "baselines": {"persistence": {"mse": 0.02, "csi_74": 0.3}, "advection": {"mse": 0.015, "csi_74": 0.4}},
     } | changes
 
 
+BASELINES = "mse and CSI@74 better than persistence and advection"
 STOPPED, INERT = dict.fromkeys(SHARES), dict.fromkeys(SHARES, 0.005)
 BASE = {"lambda-0": (0.60, 0.40)}
+WEAK = {"lambda-1": 0.005}
+STRONG = {"persistence": {"mse": 0.02, "csi_74": 0.3}, "advection": {"mse": 0.009, "csi_74": 0.4}}
 
 
 @pytest.mark.parametrize(
@@ -360,6 +435,7 @@ BASE = {"lambda-0": (0.60, 0.40)}
         (table(BASE | {"share-0.1": (0.58, 0.34), "share-0.2": (0.59, 0.33)}), "share-0.2", "success", "0.590"),
         (table(BASE | {"share-0.1": (0.59, 0.39), "share-0.2": (0.58, 0.30)}), "share-0.2", "success", "0.580"),
         (table(BASE | {"share-0.1": (0.58, 0.34)}, n=5), "share-0.1", "undecided", "n = 5 validation events"),
+        (table(BASE | {"share-0.1": (0.58, 0.34)}, n=5), "share-0.1", "undecided", "the test sentences under 'Does"),
         (table(BASE | {"share-0.1": (0.569, 0.30)}), None, "no setting meets the rule", "nearest to it is share-0.1"),
         (table(BASE | {"share-0.1": (0.59, 0.349)}), None, "no setting meets the rule", "try --shares 0.18"),
         (
@@ -381,18 +457,69 @@ BASE = {"lambda-0": (0.60, 0.40)}
         (table({"lambda-0": None, "share-0.1": None}), None, "stopped", "every run"),
         (table(BASE, planned=4), None, "not finished", "1 of 4 runs"),
         # SEVIR: LPIPS (alex) < 0.35 and nothing else; plain MSE may win.
-        (table(BASE | {"share-0.1": (0.50, 0.349), "share-0.2": (0.55, 0.35)}, data=SEVIR), "share-0.1", "success", ""),
-        (table({"lambda-0": (0.6, 0.3), "share-0.1": (0.5, 0.2)}, data=SEVIR), "lambda-0", "success", "lambda-0"),
+        (
+            table(BASE | {"share-0.1": (0.65, 0.349), "share-0.2": (0.7, 0.35)}, data=SEVIR),
+            "share-0.1",
+            "success",
+            "better than persistence and advection. train longer with --perceptual-share 0.1, then",
+        ),
+        # The best by the rule is graded as a run with its scores would be.
+        (table(BASE | {"lambda-1": (0.649, 0.3)}, data=SEVIR), "lambda-1", "proceed", "Best so far: --lambda-perc 1."),
+        (table(BASE | {"share-0.1": (0.599, 0.3)}, data=SEVIR), "share-0.1", "too aggressive", "lower perceptual_"),
+        (table(BASE | {"share-0.1": (0.8, 0.3)}, data=SEVIR, baselines=STRONG), "share-0.1", "proceed", "not better"),
+        (table(BASE | {"share-0.1": (0.58, 0.34)}, baselines=STRONG), "share-0.1", "sharper at little cost", "longer"),
+        (table({"lambda-0": (0.7, 0.3), "share-0.1": (0.6, 0.2)}, data=SEVIR), "lambda-0", "λ = 0 is best", "not wor"),
+        (
+            table({"lambda-0": (0.6, 0.3), "lambda-1": (0.7, 0.3), "share-0.1": (0.5, 0.2)}, data=SEVIR, shares=WEAK),
+            "lambda-1",
+            "λ = 0 is best",
+            "it is λ = 0 once more",
+        ),
+        (table({n: (0.7, 0.3) for n in SHARES}, data=SEVIR, shares=INERT), "lambda-0", "perceptual term inert", ""),
         (table({"lambda-0": (0.54, 0.5), "share-0.1": (0.549, 0.4)}, data=SEVIR), None, "iterate", "below 0.55"),
         (table({"lambda-0": (0.55, 0.5), "share-0.1": (0.5, 0.4)}, data=SEVIR), None, "no setting meets the rule", ""),
         (table({"lambda-0": (0.55, 0.5), "share-0.1": (0.56, 0.6)}, data=SEVIR), None, "iterate", "improves in none"),
-        (table({"lambda-0": None, "share-0.1": (0.56, 0.3)}, data=SEVIR), "share-0.1", "success", "0.560"),
+        (table({"lambda-0": None, "share-0.1": (0.66, 0.3)}, data=SEVIR), "share-0.1", "success", "0.660"),
     ],
 )  # fmt: skip
 def test_the_rule_and_the_verdict(report: dict[str, Any], best: str | None, verdict: str, words: str) -> None:
-    found, said = judge(report)
+    found, _, said = judge(report)
     assert (found, said.name) == (best, verdict), said
     assert words in f"{said.meaning} {said.next_step}"
+
+
+@pytest.mark.parametrize(
+    ("report", "passed", "values"),
+    [
+        (
+            table(BASE | {"share-0.1": (0.58, 0.34), "share-0.2": (0.57, 0.2)}),
+            {"CSI@74 at least 95% of λ = 0's": True, "lpips at most 87% of λ = 0's": True, BASELINES: True},
+            ("share-0.1: 96.7%, 0.580 of 0.600", "85.0%, 0.340 of 0.400", "csi_74 0.5800 against advection's 0.4000"),
+        ),
+        (  # no best: the nearest
+            table(BASE | {"share-0.1": (0.58, 0.38), "share-0.2": (0.3, 0.2)}, baselines=STRONG),
+            {"CSI@74 at least 95% of λ = 0's": True, "lpips at most 87% of λ = 0's": False, BASELINES: False},
+            ("share-0.1: 96.7%", "share-0.1: 95.0%", "mse 0.0100 against advection's 0.0090"),
+        ),
+        (
+            table(BASE | {"share-0.1": (0.64, 0.34)}, data=SEVIR),
+            {"CSI@74 at least 0.65": False, "LPIPS (alex) below 0.35": True, BASELINES: True},
+            ("share-0.1: 0.640", "share-0.1: 0.340", ""),
+        ),
+        (
+            table(BASE | {"share-0.1": (0.66, 0.34)}, data=SEVIR, n=4),
+            {"CSI@74 at least 0.65": None, "LPIPS (alex) below 0.35": None, BASELINES: None},
+            ("0.660; n = 4 events, at least 6", "0.340; n = 4", "n = 4"),
+        ),
+        (table(BASE, planned=4), {}, ()),
+    ],
+)
+def test_the_gates_are_those_of_the_best_setting_or_the_nearest(
+    report: dict[str, Any], passed: dict[str, bool | None], values: tuple[str, ...]
+) -> None:
+    _, gates, _ = judge(report)
+    assert {gate.name: gate.passed for gate in gates} == passed
+    assert all(words in gate.value for words, gate in zip(values, gates, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -417,6 +544,16 @@ def test_lambda_zero_is_always_in_once_and_first() -> None:
     names = [setting.name for setting in Grid(lambdas=(0.0, 5e-4), shares=(0.1,)).settings(config)]
     assert names == ["lambda-0", "lambda-0.0005", "share-0.1"]
     assert Grid().settings(config)[0].config.perceptual_is_off
+
+
+def test_every_setting_has_a_name_of_its_own_and_usual_values_keep_theirs() -> None:
+    values = (1.0, 1.0000001, 1e-4, 5e-4, 1e-3, 1e-5, 0.1234567)
+    settings = Grid(lambdas=values, shares=()).settings(SMOKE)[1:]
+    assert [setting.name for setting in settings] == [
+        "lambda-1", "lambda-1.0000001", "lambda-0.0001", "lambda-0.0005", "lambda-0.001", "lambda-1e-05",
+        "lambda-0.1234567",
+    ]  # fmt: skip
+    assert Grid(lambdas=(np.float64(0.1234567),)).settings(SMOKE)[1].name == "lambda-0.1234567"
 
 
 # --- the whole, on tiny storms ------------------------------------------------------------------------------------
@@ -452,7 +589,8 @@ def test_two_settings_and_two_seeds_from_the_command_line(
     grid = ["--lambdas", "--shares", "0.1", "--seeds", "0", "1"]
     assert nbhelpers_sweep(*place, *grid) == 0
     said = everything(capsys)
-    assert "4 of 4: share-0.1 seed 1 (at most about" in said and "Verdict:" in said
+    for words in ("4 of 4: share-0.1 seed 1 (at most about", "Verdict:", "of λ = 0's (share-0.1: ", "4 runs, "):
+        assert words in said
     report = json.loads((tmp_path / "s" / "sweep.json").read_text())
     assert [row["run"] for row in report["rows"]] == [f"{n}-seed{k}" for k in (0, 1) for n in ("lambda-0", "share-0.1")]
     assert report["rows"][0]["grad_share"] == 0 and 0.03 < report["rows"][1]["grad_share"] < 0.3
@@ -489,7 +627,7 @@ def test_an_inert_grid_on_the_command_line(storms: Path, tmp_path: Path, capsys:
     assert not (tmp_path / "s").exists()
     wanted = said.partition("(--lambdas ")[2].partition(")")[0]
     task = NowcastTask(config_with(storms, tmp_path), storms)
-    (_, effect) = measure_grid(task)(Grid(lambdas=(float(wanted),), shares=()))
+    _, effect = measure_grid(task)(Grid(lambdas=(float(wanted),), shares=())).values()
     assert effect.grad_share == pytest.approx(0.05, rel=0.1)  # the cure cures
     assert nbhelpers_sweep(*place, "--lambdas", "1e-6", "--shares", "--seeds", "0", "--force") == 0
     report = json.loads((tmp_path / "s" / "sweep.json").read_text())
@@ -523,9 +661,9 @@ def test_what_the_grid_sets_is_set_nowhere_else(
 def test_the_default_grid_is_not_refused(storms: Path, real_data: Path) -> None:
     weights = str(real_data / "weights/squeezenet1_1_caffe_features.pth")
     task = NowcastTask(dataclasses.replace(config_with(storms, storms), backbone_weights=weights), storms)
-    reference, *others = measure_grid(task)(Grid())
-    assert (reference.setting, reference.grad_share) == ("lambda-0", 0.0)
-    assert list(InertGrid().on_grid("perceptual", {e.setting: e.grad_share for e in others}, cure="")) == []
+    shares = {setting: entry.grad_share for setting, entry in measure_grid(task)(Grid()).items()}
+    assert next(iter(shares)) == "lambda-0" and shares.pop("lambda-0") == 0.0
+    assert list(InertGrid().on_grid("perceptual", shares, cure="")) == []
 
 
 def test_an_absurd_scale_makes_every_lambda_inert(storms: Path, real_data: Path, tmp_path: Path) -> None:
@@ -543,16 +681,15 @@ LABELS = {"lambdas": "λ", "shares": "gradient shares", "seeds": "seeds"}
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-    setting: str
     value_share: float
     grad_share: float
 
 
-def shown(grid: Grid) -> list[Shown]:
+def shown(grid: Grid) -> dict[str, Shown]:
     """λ has as much of the gradient as it is large."""
-    return [
-        Shown(s.name, 0.001, s.config.lambda_perc or s.config.perceptual_share or 0.0) for s in grid.settings(SMOKE)
-    ]
+    return {
+        s.name: Shown(0.001, s.config.lambda_perc or s.config.perceptual_share or 0.0) for s in grid.settings(SMOKE)
+    }
 
 
 SMOKE = Config.for_profile("smoke")
@@ -575,6 +712,14 @@ def test_typing_redraws_and_an_inert_grid_is_called_so() -> None:
     assert "drowns the rest" in panel.picture.value
     panel.fields["seeds"].value = "0, 1, 2"
     assert panel.grid.seeds == (0, 1, 2) and "3 settings x 3 seeds = 9 runs" in panel.picture.value
+
+
+def test_the_panel_shows_every_digit() -> None:
+    grid = Grid(lambdas=(1e-4, 0.12345678), shares=(), seeds=(1_000_000, 12_345_678))
+    panel = sweep_panel(grid, shown, labels=LABELS)
+    assert panel.fields["lambdas"].value == "0.0001, 0.12345678"
+    panel.fields["shares"].value = "0.2"  # reads all fields
+    assert panel.problem.value == "" and panel.grid == dataclasses.replace(grid, shares=(0.2,))
 
 
 @pytest.mark.parametrize(

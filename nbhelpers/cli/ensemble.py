@@ -6,13 +6,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from nbhelpers.cli.common import STAGE_HELP
+STAGES = ("perceptual-unet",)  # those whose runs can be members: the report below is theirs
 
 
 def add(commands: Any) -> None:
     """Add the command."""
     ensemble = commands.add_parser("ensemble", help="score several runs of a stage as an ensemble")
-    ensemble.add_argument("stage", choices=("perceptual-unet",), metavar="STAGE", help=STAGE_HELP)
+    ensemble.add_argument("stage", choices=STAGES, metavar="STAGE", help="the stage: " + ", ".join(STAGES))
     what = "run folder (its best checkpoint), or a checkpoint folder RUN/checkpoints/step_000123"
     ensemble.add_argument("members", type=Path, nargs="+", metavar="RUN_DIR", help=what)
     ensemble.add_argument("--against", type=Path, nargs="+", metavar="RUN_DIR", help="another ensemble to compare with")

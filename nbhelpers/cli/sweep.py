@@ -11,6 +11,7 @@ from typing import Any
 
 from nbhelpers.cli.common import (
     STAGE_HELP,
+    STAGES,
     is_asked_for,
     resolved_config,
     run_flags,
@@ -20,7 +21,6 @@ from nbhelpers.cli.common import (
 from nbhelpers.core import runtime, settings
 from nbhelpers.core.errors import UserError
 
-STAGES = ("perceptual-unet",)  # those that have a weight to sweep
 OF_THE_GRID = {"lambda_perc": "--lambdas", "perceptual_share": "--shares", "seed": "--seeds"}
 
 
@@ -54,7 +54,8 @@ def _sweep(arguments: argparse.Namespace) -> int:
             where = f"{arguments.config} sets" if field in from_file else f"--{field.replace('_', '-')} gives"
             raise UserError(f"{where} {field}, which a sweep varies: take it away and give {flag} instead.")
     # Training code is heavy, so it is imported when the command runs.
-    from nbhelpers.training.sweep_text import effect_sentences
+    from nbhelpers.training.sweep_text import effect_sentences, summary
+    from nbhelpers.training.task import Gate
 
     stage = importlib.import_module(f"nbhelpers.stages.{arguments.stage.replace('-', '_')}.sweep")
     config = resolved_config(arguments)
@@ -72,6 +73,9 @@ def _sweep(arguments: argparse.Namespace) -> int:
     )
     for sentence in effect_sentences(done.report):
         print(sentence)
+    for gate in done.report["gates"]:
+        print(Gate(**gate))
+    print(summary(done.report))
     verdict = done.report["verdict"]
     print(f"Verdict: {verdict['name']}. {verdict['meaning']}\nNext: {verdict['next_step']}")
     print(f"Table: {folder / 'sweep.md'}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
@@ -20,6 +19,7 @@ from nbhelpers.training.ledger_figure import ledger_figure
 from nbhelpers.training.metrics import Metric, paired_difference, summarise
 from nbhelpers.training.opening import check_same_data
 from nbhelpers.training.run import Run, read_json, replacing, write_json, writing
+from nbhelpers.training.tables import ARROWS, MARKS, md_table, save_figures
 from nbhelpers.training.task import Gate, Task
 
 
@@ -88,11 +88,7 @@ def make_report(
     report["verdict"] = dataclasses.asdict(verdict)
     figures = [*task.figures(report, rows), ("ledger", ledger_figure(history.read_rows(run.ledger_file)))]
     with writing(run.folder):
-        run.figures.mkdir(exist_ok=True)
-        for name, figure in figures:
-            temporary = run.figures / f"{name}.tmp"
-            figure.savefig(temporary, format="png", dpi=110, bbox_inches="tight")
-            os.replace(temporary, run.figures / f"{name}.png")
+        save_figures(run.figures, figures)
         with replacing(run.folder / "report.md") as file:
             file.write(as_markdown(report, task.headlines, [name for name, _ in figures]))
         write_json(run.report_file, report)
@@ -168,12 +164,12 @@ def table(report: Mapping[str, Any], names: Sequence[str] | None = None) -> list
     for name in names or report["metrics"]:
         entry = report["metrics"][name]
         row = [
-            f"{name} {_ARROWS.get(entry['better'], '')}".strip(),
+            name + ARROWS.get(entry["better"], ""),
             f"{_number(entry['value'])} {_limits(entry['ci95'])}",
         ]
         for null in baselines:
             other = report["baselines"][null][name]
-            row.append(f"{_number(other['value'])}{_MARKS[other['model_minus_this']['is_better']]}")
+            row.append(f"{_number(other['value'])}{MARKS[other['model_minus_this']['is_better']]}")
         rows.append(row)
     return rows
 
@@ -183,9 +179,8 @@ def score_table(scores: Mapping[str, Mapping[str, Metric]], names: Sequence[str]
     first = next(iter(scores.values()))
     rows = [["metric", *scores]]
     for name in names:
-        arrow = _ARROWS.get(first[name].better or "", "")
         cells = [_number(_defined(metrics[name].value)) for metrics in scores.values()]
-        rows.append([f"{name} {arrow}".strip(), *cells])
+        rows.append([name + ARROWS.get(first[name].better or "", ""), *cells])
     return rows
 
 
@@ -193,8 +188,6 @@ def _defined(value: float) -> float | None:
     return None if value != value else value
 
 
-_ARROWS = {"lower": "↓", "higher": "↑", "one": "→1"}
-_MARKS = {True: " ✓", False: " ✗", None: ""}
 LEGEND = (
     "✓ the model is better, ✗ it is worse: the 95 % bootstrap interval of the paired difference over groups excludes 0."
 )
@@ -229,13 +222,13 @@ def as_markdown(report: Mapping[str, Any], headlines: Sequence[str], figures: Se
         "",
         f"## Scores on {data['scored_split']} (n = {n} independent groups)",
         "",
-        _md_table(table(report, headlines)),
+        md_table(table(report, headlines)),
         "",
         LEGEND,
         "",
         "<details><summary>All metrics</summary>",
         "",
-        _md_table(table(report)),
+        md_table(table(report)),
         "",
         "</details>",
     ]
@@ -247,11 +240,11 @@ def as_markdown(report: Mapping[str, Any], headlines: Sequence[str], figures: Se
             "Pooled values count every pixel once; the other reduction is the mean of the columns.",
             "",
         ]
-        lines += [_md_table(_label_table(report))]
+        lines += [md_table(_label_table(report))]
     if report["ledger"]:
         lines += ["", "## What each loss term contributed (medians)", ""]
         lines += [
-            _md_table(
+            md_table(
                 [
                     ["term", *next(iter(report["ledger"].values()))],
                     *([term, *(f"{v:.4g}" for v in entry.values())] for term, entry in report["ledger"].items()),
@@ -282,9 +275,3 @@ def _label_table(report: Mapping[str, Any]) -> list[list[str]]:
             cells = [_number(scores["by_label"][label]["value"]) for label in labels]
             rows.append([name if who == "model" else "", who, *cells, _number(scores["mean_over_labels"])])
     return rows
-
-
-def _md_table(rows: Sequence[Sequence[str]]) -> str:
-    header, *body = rows
-    lines = ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *body)]
-    return "\n".join(lines)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,10 +17,11 @@ from nbhelpers.training.guards.inert_grid import InertGrid
 from nbhelpers.training.ledger import Entry
 from nbhelpers.training.opening import open_run
 from nbhelpers.training.run import replacing, write_json, writing
-from nbhelpers.training.sweep_row import SPLITS, Row, make_row, plain
-from nbhelpers.training.sweep_scores import Scores, compare, effects, spreads
+from nbhelpers.training.sweep_row import SPLITS, Row, make_row
+from nbhelpers.training.sweep_scores import Scores, compare, effects, plain, spreads
 from nbhelpers.training.sweep_text import as_markdown
-from nbhelpers.training.task import Verdict
+from nbhelpers.training.tables import save_figures
+from nbhelpers.training.task import Gate, Verdict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,7 +47,9 @@ class Plan:
     make_task: Callable[[Any], Any]  # settings -> a fresh Task
     measure: Callable[[Any], Balance]  # before training, on a batch of the reference task
     cure: Callable[[Balance], str]  # what to do about a grid that is inert as a whole
-    judge: Callable[[Mapping[str, Any]], tuple[str | None, Verdict]]  # sweep.json so far -> best setting, verdict
+    # sweep.json so far -> best setting; gates of it, or of the setting nearest to the rule; verdict
+    judge: Callable[[Mapping[str, Any]], tuple[str | None, Sequence[Gate], Verdict]]
+    decided_by: Sequence[str]  # the headlines that the rule looks at, those of them that the task has
     figures: Callable[[Mapping[str, Any]], Iterator[tuple[str, Figure]]]  # of sweep.json
 
 
@@ -64,6 +66,11 @@ class Swept:
         """Whether guards let no run through."""
         rows = self.report["rows"]
         return bool(rows) and all(row["stopped"] is not None for row in rows)
+
+
+def term_entry(entries: Sequence[Entry], term: str) -> Entry:
+    """The one of ``term``."""
+    return next(entry for entry in entries if entry.term == term)
 
 
 def sweep(plan: Plan, folder: Path, *, force: bool = False, copy_dir: Path | None = None) -> Swept:
@@ -121,10 +128,7 @@ def _before_training(plan: Plan, *, force: bool) -> tuple[dict[str, Any], Scores
     for module in task.modules.values():
         module.to(pick_device())
     balance = plan.measure(task)
-    entries = {
-        setting.name: next(entry for entry in balance(setting.config) if entry.term == plan.term)
-        for setting in plan.settings
-    }
+    entries = {setting.name: term_entry(balance(setting.config), plan.term) for setting in plan.settings}
     shares = {setting.name: entries[setting.name].grad_share for setting in plan.settings[1:]}
     guard = InertGrid()
     findings: list[Finding] = []
@@ -151,6 +155,7 @@ def _before_training(plan: Plan, *, force: bool) -> tuple[dict[str, Any], Scores
         "seeds": list(plan.seeds),
         "planned": len(plan.settings) * len(plan.seeds),
         "headlines": [name for name in task.headlines if name in like],
+        "decided_by": [name for name in task.headlines if name in like and name in plan.decided_by],
         "remarks": list(task.remarks()),
         "data": dict(task.describe_data()),
         "device": environment()["device"],
@@ -177,15 +182,12 @@ def _publish(
         report[split] = compare(scores, report["reference"], report["headlines"])
     report["spread"] = {split: spreads(report[split], report["headlines"]) for split in SPLITS}
     report["effects"] = {split: effects(report[split], report["spread"][split]) for split in SPLITS}
-    best, verdict = plan.judge(report)
-    report |= {"best": best, "verdict": dataclasses.asdict(verdict)}
+    best, gates, verdict = plan.judge(report)
+    report |= {"best": best, "gates": [dataclasses.asdict(gate) for gate in gates]}
+    report["verdict"] = dataclasses.asdict(verdict)
     drawn = list(plan.figures(report)) if report["val"] else []
     with writing(folder):
-        (folder / "figures").mkdir(parents=True, exist_ok=True)
-        for name, figure in drawn:
-            temporary = folder / "figures" / f"{name}.tmp"
-            figure.savefig(temporary, format="png", dpi=110, bbox_inches="tight")
-            os.replace(temporary, folder / "figures" / f"{name}.png")
+        save_figures(folder / "figures", drawn)
         with replacing(folder / "sweep.md") as file:
             file.write(as_markdown(report, [name for name, _ in drawn]))
         write_json(folder / "sweep.json", report)

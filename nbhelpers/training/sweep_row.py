@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import zipfile
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from nbhelpers import __version__
 from nbhelpers.core.errors import UserError
 from nbhelpers.core.runtime import pick_device
 from nbhelpers.training import checkpoint, history
@@ -20,7 +20,7 @@ from nbhelpers.training.fit import fit
 from nbhelpers.training.guards.guard import GuardStop
 from nbhelpers.training.report import ledger_summary
 from nbhelpers.training.run import Run, writing
-from nbhelpers.training.sweep_scores import Scores
+from nbhelpers.training.sweep_scores import Scores, plain
 from nbhelpers.training.task import Task
 
 SPLITS = ("val", "test")  # choices are made on the first; the second is scored once and only shown
@@ -83,7 +83,7 @@ def _score(task: Task, run: Run, found: Checkpoint, like: Scores) -> Mapping[str
     # What only the model has (a loss term followed on validation) is no score to compare.
     scores = {split: {n: m for n, m in task.evaluate(split).metrics.items() if n in like} for split in SPLITS}
     arrays: dict[str, Any] = {f"{split}/{name}": m.sums for split in SPLITS for name, m in scores[split].items()}
-    arrays["sha256"] = np.array(found.sha256)
+    arrays |= {key: np.array(value) for key, value in _origin(found).items()}
     path = run.folder / SCORES
     with writing(path):
         temporary = path.with_name(path.name + ".tmp")
@@ -94,27 +94,30 @@ def _score(task: Task, run: Run, found: Checkpoint, like: Scores) -> Mapping[str
 
 
 def _kept(run: Run, found: Checkpoint, like: Scores) -> Mapping[str, Scores] | None:
-    """What an earlier call scored, if it was this checkpoint; what a sum means is read off another's metric."""
+    """What an earlier call scored, if it was this checkpoint by this version and by the metrics there are now.
+
+    What a sum means is read off another's metric, so the two must have the same names and labels.
+    """
     path = run.folder / SCORES
     if not path.exists():
         return None
     try:
         with np.load(path, allow_pickle=False) as file:
-            if str(file["sha256"]) != found.sha256:
-                return None
-            arrays = {key: file[key] for key in file.files if key != "sha256"}
-    except (ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+            arrays = {key: file[key] for key in file.files}
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is damaged ({error}): delete it, and the run is scored again.") from error
+    origin = _origin(found)
+    if {key: str(arrays.pop(key, None)) for key in origin} != origin:
+        return None
+    labels = {f"{split}/{name}": metric.sums.shape[1:] for split in SPLITS for name, metric in like.items()}
+    if {key: sums.shape[1:] for key, sums in arrays.items()} != labels:
+        return None
     return {
-        split: {
-            name: dataclasses.replace(like[name], sums=arrays[f"{split}/{name}"])
-            for name in like
-            if f"{split}/{name}" in arrays
-        }
+        split: {name: dataclasses.replace(metric, sums=arrays[f"{split}/{name}"]) for name, metric in like.items()}
         for split in SPLITS
     }
 
 
-def plain(value: float) -> float | None:
-    """A number for JSON; None where it is not defined."""
-    return float(value) if math.isfinite(value) else None
+def _origin(found: Checkpoint) -> dict[str, str]:
+    """What else the sums depend on, besides the data of the run."""
+    return {"sha256": found.sha256, "version": __version__}

@@ -10,8 +10,8 @@ from nbhelpers.core.errors import UserError
 from nbhelpers.training.guards.guard import Finding
 from nbhelpers.training.run import read_json
 from nbhelpers.training.sweep_scores import number, signed
-
-ARROWS = {"lower": " ↓", "higher": " ↑", "one": " →1"}
+from nbhelpers.training.tables import ARROWS, MARKS, md_table
+from nbhelpers.training.task import Gate
 
 
 def is_sweep(folder: Path) -> bool:
@@ -66,7 +66,7 @@ def settings_table(report: Mapping[str, Any], split: str = "val") -> list[list[s
     for key, title in (
         ("between_settings", "spread between settings"),
         ("between_seeds", "spread between seeds"),
-        ("of_differences", f"spread between seeds of the difference to {report['reference']}"),
+        ("of_differences", "spread between seeds of a difference"),
     ):
         rows.append([title, *[""] * 4, *(number(report["spread"][split][name][key]) for name in names)])
     if split == "val":
@@ -83,6 +83,17 @@ def difference_table(report: Mapping[str, Any], split: str) -> list[list[str]]:
         if differences[0] is not None:
             rows.append([setting, *(signed(difference) for difference in differences)])
     return rows
+
+
+def summary(report: Mapping[str, Any]) -> str:
+    """One line: the best setting with the scores that the choice is made on, and what the sweep has cost."""
+    best = report["best"] or "none"
+    if report["best"] is not None:
+        cells = report["val"][report["best"]]
+        scores = [f"{name} {number(cells[name]['value'])}" for name in report["decided_by"]]
+        best += f" ({', '.join([*scores, 'on validation'])})"
+    minutes = sum(row["minutes"] for row in report["rows"])
+    return f"Best setting: {best}; {len(report['rows'])} runs, {minutes:.1f} min in all on {report['device']}."
 
 
 def effect_sentences(report: Mapping[str, Any]) -> list[str]:
@@ -102,6 +113,9 @@ def as_markdown(report: Mapping[str, Any], figures: Sequence[str]) -> str:
         lines += [f"> **Not finished: {done} of {report['planned']} runs are done.**"]
     lines += [f"> **{remark}**" for remark in report["remarks"]] + [""]
     lines += [f"**Verdict: {verdict['name']}.** {verdict['meaning']}", "", f"Next: {verdict['next_step']}", ""]
+    lines += [summary(report), "", "## Gates", ""]
+    lines += [f"- {Gate(**gate)}" for gate in report["gates"]] or ["- no setting to judge yet"]
+    lines += ["", "## Guards", ""] if report["guards"] else []
     lines += [f"- {Finding(**found)}" for found in report["guards"]]
     lines += ["", "## Does the setting matter?", ""]
     lines += [f"- {sentence}" for sentence in effect_sentences(report)] or ["- nothing to compare yet"]
@@ -112,11 +126,11 @@ def as_markdown(report: Mapping[str, Any], figures: Sequence[str]) -> str:
     ]
     for split, title in (("val", "Validation: what the choice is made on"), ("test", "Test: only shown")):
         n = next((cell["n"] for cells in report[split].values() for cell in cells.values()), 0)
-        lines += ["", f"## {title} (n = {n} events)", "", _md_table(settings_table(report, split))]
+        lines += ["", f"## {title} (n = {n} events)", "", md_table(settings_table(report, split))]
         differences = difference_table(report, split)
         if len(differences) > 1:
-            lines += ["", "Differences, all common seeds together, paired over events:", "", _md_table(differences)]
-    lines += ["", "## Runs", "", _md_table(_run_table(report))]
+            lines += ["", "Differences, all common seeds together, paired over events:", "", md_table(differences)]
+    lines += ["", "## Runs", "", md_table(_run_table(report))]
     lines += [f"- {row['run']}: {row['stopped']}" for row in report["rows"] if row["stopped"] is not None]
     data = report["data"]
     lines += [
@@ -142,10 +156,4 @@ def _run_table(report: Mapping[str, Any]) -> list[list[str]]:
 
 def _cell(cell: Mapping[str, Any]) -> str:
     difference = cell["minus_reference"]
-    mark = {True: " ✓", False: " ✗", None: ""}[difference["is_better"] if difference else None]
-    return number(cell["value"]) + mark
-
-
-def _md_table(rows: Sequence[Sequence[str]]) -> str:
-    header, *body = rows
-    return "\n".join("| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *body))
+    return number(cell["value"]) + MARKS[difference["is_better"] if difference else None]

@@ -15,10 +15,8 @@ BAR_WIDTH = 160  # pixels for a gradient share of 100 %
 
 
 class Effect(Protocol):
-    """What the panel shows of a setting."""
+    """What the panel shows of a setting; the ledger's rows are such."""
 
-    @property
-    def setting(self) -> str: ...
     @property
     def value_share(self) -> float: ...
     @property
@@ -31,7 +29,7 @@ class SweepPanel:
     def __init__(
         self,
         grid: Any,
-        effects: Callable[[Any], Sequence[Effect]],
+        effects: Callable[[Any], Mapping[str, Effect]],
         labels: Mapping[str, str],
         minutes: float | None,
     ):
@@ -73,19 +71,20 @@ class SweepPanel:
 
     def _html(self, grid: Any = None) -> str:
         grid = self.grid if grid is None else grid
-        reference, *others = self._effects(grid)
+        effects = self._effects(grid)
+        reference, *others = effects
         head = "".join(
             f"<th style='padding:0 10px;text-align:left'>{name}</th>"
             for name in ("setting", "of the loss", "of the gradient", "", "")
         )
-        rows = [_cells(html.escape(reference.setting), "reference", "", "", "")]
-        rows += [_row(effect) for effect in others]
+        rows = [_cells(html.escape(reference), "reference", "", "", "")]
+        rows += [_row(setting, effects[setting]) for setting in others]
         runs = len(grid.seeds) * (1 + len(others))
         cost = f"{1 + len(others)} settings x {len(grid.seeds)} seeds = {runs} runs"
         if self._minutes is not None:
             cost += f", about {runs * self._minutes:.0f} minutes ({self._minutes:.1f} a run)"
         lines = [f"<div style='margin:6px 10px'>{cost}</div>"]
-        if all(effect.grad_share < INERT_SHARE for effect in others):
+        if all(effects[setting].grad_share < INERT_SHARE for setting in others):
             lines.append(
                 "<div style='color:#b03a2e;margin:6px 10px'><b>This grid cannot matter:</b> every setting has less "
                 f"than {INERT_SHARE:.0%} of the gradient. The sweep will refuse it: raise a value or add a share.</div>"
@@ -98,7 +97,7 @@ class SweepPanel:
 
 def sweep_panel(
     grid: Any,
-    effects: Callable[[Any], Sequence[Effect]],
+    effects: Callable[[Any], Mapping[str, Effect]],
     *,
     labels: Mapping[str, str],
     minutes: float | None = None,
@@ -108,21 +107,22 @@ def sweep_panel(
     Args:
         grid: a frozen dataclass with tuples of numbers, ``seeds`` among them, that raises ``UserError`` on values that
             make no sense.
-        effects: grid -> its settings, the reference first; called on every change, so it must be cheap.
+        effects: grid -> what each of its settings gives the term, by name, the reference first; called on every change,
+            so it must be cheap.
         labels: the fields of ``grid`` to offer, and what the panel calls them.
         minutes: what one run takes, if it is known.
     """
     return SweepPanel(grid, effects, labels, minutes)
 
 
-def _row(effect: Effect) -> str:
+def _row(setting: str, effect: Effect) -> str:
     share = effect.grad_share
     word = "inert" if share < INERT_SHARE else "drowns the rest" if share > DROWNING_SHARE else "has a say"
     bar = (
         f"<div style='width:{BAR_WIDTH}px;height:10px;background:#eee'><div style='width:{BAR_WIDTH * share:.1f}px;"
         f"height:10px;background:{zone_colour(share)};border-right:2px solid #555'></div></div>"
     )
-    return _cells(html.escape(effect.setting), f"{effect.value_share:.3%}", f"{share:.2%}", bar, word)
+    return _cells(html.escape(setting), f"{effect.value_share:.3%}", f"{share:.2%}", bar, word)
 
 
 def _cells(*cells: str) -> str:
@@ -130,7 +130,7 @@ def _cells(*cells: str) -> str:
 
 
 def _listed(values: Sequence[float]) -> str:
-    return ", ".join(f"{value:g}" for value in values)
+    return ", ".join(map(str, values))  # every digit: what stands here is read back
 
 
 def _numbers(text: str, label: str, *, whole: bool) -> tuple[float, ...]:

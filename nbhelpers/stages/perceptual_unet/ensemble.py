@@ -121,12 +121,11 @@ def _check_like(member: Member, first: Member) -> None:
         raise UserError(
             f"{member.run.folder} takes {other}, but {first.run.folder} takes {one}: members must forecast the same."
         )
-    for key, what in (("data", "other data"), ("split", "another split of the data")):
-        if ours["hashes"][key] != theirs["hashes"][key]:
-            raise UserError(
-                f"{member.run.folder} was trained on {what} than {first.run.folder}, so one's training events could "
-                "be the other's test: use runs on the same data and split."
-            )
+    if any(ours["hashes"][key] != theirs["hashes"][key] for key in ("data", "split")):
+        raise UserError(
+            f"{member.run.folder} was trained on other events or another split of them than {first.run.folder}, so "
+            "one's training events could be the other's test: use runs on the same data and split."
+        )
     if ours["hashes"]["architecture"] != theirs["hashes"]["architecture"]:
         raise UserError(
             f"{member.run.folder} has another architecture than {first.run.folder}: use runs with the same net, which "

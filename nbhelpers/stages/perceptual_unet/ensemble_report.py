@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from nbhelpers.stages.perceptual_unet.ensemble import Ensemble, Scores, score_en
 from nbhelpers.stages.perceptual_unet.ensemble_scores import reliability_table
 from nbhelpers.training.metrics import paired_difference, summarise
 from nbhelpers.training.run import read_json, replacing, write_json
+from nbhelpers.training.tables import ARROWS, MARKS, md_table, save_figures
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -35,15 +35,16 @@ def make_ensemble_report(
     """Score an ensemble, and another one on the same windows; write ensemble.json, ensemble.md and figures/*.png.
 
     Args:
-        folder: where to write; a report on the same members that is there is replaced.
+        folder: where to write; a report on the same runs and split that is there is replaced, also where the runs
+            have been trained on since.
         against: opened ``beside=ensemble``; the differences are ensemble minus this one, paired over events.
 
     Raises:
-        UserError: the folder holds the report of other members, or cannot be written.
+        UserError: the folder holds the report of other runs or of another split, or cannot be written.
     """
     ensembles = named(ensemble, against)
     members = {name: _members(one) for name, one in ensembles.items()}
-    _check_same_members(folder / "ensemble.json", members)
+    _check_replaceable(folder / "ensemble.json", members, split)
     scores = {name: score_ensemble(one, split) for name, one in ensembles.items()}
     data = {**ensemble.task.describe_data(), "scored_split": split}
     report = {
@@ -58,16 +59,12 @@ def make_ensemble_report(
     }
     figures = dict(ensemble_figures(ensembles, scores, split=split))
     try:
-        (folder / "figures").mkdir(parents=True, exist_ok=True)
-        for name, figure in figures.items():
-            temporary = folder / "figures" / f"{name}.tmp"
-            figure.savefig(temporary, format="png", dpi=110, bbox_inches="tight")
-            os.replace(temporary, folder / "figures" / f"{name}.png")
+        save_figures(folder / "figures", figures.items())
         with replacing(folder / "ensemble.md") as file:
             file.write(as_markdown(report, list(figures)))
         write_json(folder / "ensemble.json", report)
     except OSError as error:
-        raise UserError(f"the report cannot be written to {folder} ({error}): choose another --to.") from error
+        raise UserError(f"the report cannot be written to {folder} ({error}): choose another folder.") from error
     return report
 
 
@@ -93,12 +90,25 @@ def _members(ensemble: Ensemble) -> list[dict[str, Any]]:
     ]
 
 
-def _check_same_members(report_file: Path, members: Mapping[str, Any]) -> None:
+def _check_replaceable(report_file: Path, members: Mapping[str, Any], split: str) -> None:
+    """Raise ``UserError`` where the report of other runs or of another split would be lost."""
     if not report_file.exists():
         return
     theirs = read_json(report_file, what="an ensemble's report")
-    if theirs.get("members") != members:
-        raise UserError(f"{report_file} is the report of other members than these: choose another --to, or delete it.")
+    if not {"members", "data"} <= theirs.keys() or _runs(theirs["members"]) != _runs(members):
+        raise UserError(
+            f"{report_file} is the report of other members than these: choose another folder, or delete it."
+        )
+    if (scored := theirs["data"]["scored_split"]) != split:
+        raise UserError(
+            f"{report_file} has the scores on {scored!r} and those on {split!r} would replace them: choose another "
+            "folder, or delete it."
+        )
+
+
+def _runs(members: Mapping[str, Any]) -> dict[str, list[tuple[str, int]]]:
+    """The runs of each ensemble: what stays when they are trained on."""
+    return {name: [(one["run"], one["seed"]) for one in group] for name, group in members.items()}
 
 
 def _remarks(ensembles: Mapping[str, Ensemble]) -> list[str]:
@@ -180,15 +190,13 @@ def ensemble_figures(
 
 def table(metrics: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
     """Rows of text, header first, of one ensemble's ``report["metrics"]``: single member, mean, PMM, ensemble."""
-    arrows = {"lower": " ↓", "higher": " ↑", "one": " →1"}
-    marks = {True: " ✓", False: " ✗", None: ""}
     rows = [["metric", *(TITLES[who] for who in metrics)]]
     for name, entry in metrics["member"].items():
         cells = []
         for who, mine in metrics.items():
             better = mine[name]["minus_member"]["is_better"] if name in mine and who != "member" else None
-            cells.append(_number(mine[name]["value"]) + marks[better] if name in mine else "")
-        rows.append([f"{name}{arrows.get(entry['better'], '')}", *cells])
+            cells.append(_number(mine[name]["value"]) + MARKS[better] if name in mine else "")
+        rows.append([f"{name}{ARROWS.get(entry['better'], '')}", *cells])
     return rows
 
 
@@ -225,17 +233,17 @@ def as_markdown(report: Mapping[str, Any], figures: Sequence[str]) -> str:
     lines += [f"> **{remark}**" for remark in report["remarks"]]
     lines += ["", f"Scores on {data['scored_split']} (n = {n} independent events), lead times together. {LEGEND}"]
     for name in names:
-        lines += ["", f"## {name}", "", _md_table(table(report["metrics"][name]))]
+        lines += ["", f"## {name}", "", md_table(table(report["metrics"][name]))]
     if report["differences"]:
         lines += ["", f"## {names[0]} (first) minus {names[1]} (second)", ""]
         lines += [
             "Paired over events; better: the 95 % interval excludes 0, and there are at least 6 events.",
             "",
         ]
-        lines += [_md_table(difference_table(report["differences"]))]
+        lines += [md_table(difference_table(report["differences"]))]
     lines += ["", "## Parts, by lead time", ""]
     lines += ["Brier = reliability − resolution + uncertainty; spread_skill is 1 where spread and error agree.", ""]
-    lines += [_md_table(_parts_table(report)), "", "## What was scored", ""]
+    lines += [md_table(_parts_table(report)), "", "## What was scored", ""]
     for name, members in report["members"].items():
         lines += [f"- {name}: `{one['path']}` (seed {one['seed']}), sha256 `{one['sha256']}`" for one in members]
     lines += [f"- data `{data['source']}`, sha256 `{data['sha256']}`", "", "## Figures", ""]
@@ -245,8 +253,3 @@ def as_markdown(report: Mapping[str, Any], figures: Sequence[str]) -> str:
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
-
-
-def _md_table(rows: Sequence[Sequence[str]]) -> str:
-    header, *body = rows
-    return "\n".join("| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *body))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import gcd
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -36,12 +37,23 @@ class UNet2D(nn.Module):
         base: channels of the first level; level k has ``base * 2**k``.
         depth: poolings.
         residual: predict a correction to the last frame; the head starts at zero, so training starts at persistence.
+        coordinates: those that the caller gives the frames in, "fixed" or "moving" with the rain. They change what the
+            weights mean and nothing here.
     """
 
-    def __init__(self, n_in: int, n_out: int, *, base: int = 32, depth: int = 4, residual: bool = True):
+    def __init__(
+        self,
+        n_in: int,
+        n_out: int,
+        *,
+        base: int = 32,
+        depth: int = 4,
+        residual: bool = True,
+        coordinates: Literal["fixed", "moving"] = "fixed",
+    ):
         super().__init__()
         widths = [base * 2**level for level in range(depth + 1)]
-        self.depth, self.residual = depth, residual
+        self.depth, self.residual, self.coordinates = depth, residual, coordinates
         self.down = nn.ModuleList(double_conv(a, b) for a, b in zip([n_in, *widths], widths, strict=False))
         self.up = nn.ModuleList(
             nn.ConvTranspose2d(widths[level + 1], widths[level], 2, stride=2) for level in reversed(range(depth))
@@ -54,7 +66,7 @@ class UNet2D(nn.Module):
 
     def extra_repr(self) -> str:
         """What no shape of a weight shows; part of the architecture hash."""
-        return f"depth={self.depth}, residual={self.residual}"
+        return f"depth={self.depth}, residual={self.residual}, coordinates={self.coordinates}"
 
     def forward(self, frames: Tensor) -> Tensor:
         """``(B, n_in, H, W)`` scaled frames in time order → ``(B, n_out, H, W)``, not clipped."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +11,10 @@ from nbhelpers.stages.perceptual_unet.balance import measure_balance
 from nbhelpers.stages.perceptual_unet.config import Config
 from nbhelpers.stages.perceptual_unet.data import EventCache
 from nbhelpers.stages.perceptual_unet.sweep_figure import sweep_figures
-from nbhelpers.stages.perceptual_unet.sweep_verdict import judge
+from nbhelpers.stages.perceptual_unet.sweep_verdict import DECIDED_BY, judge
 from nbhelpers.stages.perceptual_unet.task import NowcastTask
-from nbhelpers.training.sweep import Balance, Plan, Setting, Swept, sweep
+from nbhelpers.training.ledger import Entry
+from nbhelpers.training.sweep import Balance, Plan, Setting, Swept, sweep, term_entry
 
 TERM = "perceptual"
 WANTED_SHARE = 0.05  # of the gradient: clearly more than inert, far from drowning
@@ -34,7 +35,7 @@ class Grid:
         for name in ("lambdas", "shares", "seeds"):
             values = getattr(self, name)
             if len(set(values)) != len(values):
-                raise UserError(f"{name} has {_listed(values)}, where one stands twice: give each once.")
+                raise UserError(f"{name} has {', '.join(map(str, values))}, where one stands twice: give each once.")
         if not any([*self.lambdas, *self.shares]):
             raise UserError("the sweep has no setting beside λ = 0: give at least one λ or share above 0.")
         if not self.seeds:
@@ -53,35 +54,20 @@ class Grid:
         ]
 
 
-@dataclass(frozen=True)
-class Effect:
-    """What a setting gives the perceptual term, on one training batch and before any training."""
-
-    setting: str
-    value_share: float
-    grad_share: float
-
-
 def _setting(config: Config, prefix: str, field: str, value: float) -> Setting:
-    return Setting(f"{prefix}-{value:g}", config.replace({field: value}, source="the grid"))
+    """The name keeps every digit, because it is the run folders': two settings shall not share one."""
+    short = f"{value:g}"
+    name = short if float(short) == value else repr(float(value))
+    return Setting(f"{prefix}-{name}", config.replace({field: value}, source="the grid"))
 
 
-def _listed(values: Sequence[float]) -> str:
-    return ", ".join(f"{value:g}" for value in values)
+def measure_grid(task: NowcastTask) -> Callable[[Grid], dict[str, Entry]]:
+    """Probe one training batch; returns what any grid would give the perceptual term on it, by setting, for the panel.
 
-
-def measure_grid(task: NowcastTask) -> Callable[[Grid], list[Effect]]:
-    """Probe one training batch; returns what any grid would mean on it, for the panel. Costs no forward pass a call."""
+    What is returned costs no forward pass a call.
+    """
     balance = measure_balance(task)
-
-    def effects(grid: Grid) -> list[Effect]:
-        found = []
-        for setting in grid.settings(task.config):
-            entry = next(entry for entry in balance(setting.config) if entry.term == TERM)
-            found.append(Effect(setting.name, entry.value_share, entry.grad_share))
-        return found
-
-    return effects
+    return lambda grid: {one.name: term_entry(balance(one.config), TERM) for one in grid.settings(task.config)}
 
 
 def run_sweep(
@@ -115,6 +101,7 @@ def run_sweep(
         measure=measure_balance,
         cure=lambda balance: _cure(balance, config),
         judge=judge,
+        decided_by=DECIDED_BY,
         figures=sweep_figures,
     )
     return sweep(plan, folder, force=force, copy_dir=copy_dir)
@@ -123,7 +110,7 @@ def run_sweep(
 def _cure(balance: Balance, config: Config) -> str:
     """The λ that would have ``WANTED_SHARE``: a weight scales the odds of its term's share."""
     unit = config.replace({"lambda_perc": 1.0}, source="the grid")
-    share = next(entry.grad_share for entry in balance(unit) if entry.term == TERM)
+    share = term_entry(balance(unit), TERM).grad_share
     if not 0 < share < 1:
         return "Sweep shares instead: --shares 0.1 (no λ can be named, on this batch the term has no gradient)."
     wanted = WANTED_SHARE / (1 - WANTED_SHARE) * (1 - share) / share

@@ -13,8 +13,8 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from nbhelpers.core.knobs import DROWNING_SHARE, INERT_SHARE
 from nbhelpers.stages.perceptual_unet.figures import WHO
-from nbhelpers.stages.perceptual_unet.sweep_verdict import SHARP, distance_key, is_absolute
-from nbhelpers.stages.perceptual_unet.verdict import HEADLINE, REFERENCE_CSI, REFERENCE_LPIPS
+from nbhelpers.stages.perceptual_unet.sweep_verdict import distance_key, is_absolute
+from nbhelpers.stages.perceptual_unet.verdict import HEADLINE, REFERENCE_CSI, REFERENCE_LPIPS, SHARP
 
 COLOURS = ("#c0392b", "#2471a3", "#1e8449", "#b7950b", "#7d3c98", "#d35400", "#117a65", "#a04000", "#5b2c6f", "#1a5276")
 BASELINES = {"persistence": "v", "advection": "^"}

@@ -14,6 +14,7 @@ from nbhelpers.training.task import Gate, Verdict
 
 BLOW_UP = 10  # times the median training loss of the epochs before: no longer noise
 ADVECTION_GAP = 10  # minutes; shorter leads belong to persistence
+GOOD_CSI, SHARP = 0.65, 0.35  # CSI@74 and LPIPS (alex) of a success on SEVIR
 REFERENCE_CSI, REFERENCE_LPIPS = 0.95, 0.87  # of the λ = 0 run's
 HEADLINE = "csi_74"
 COMPARISONS = tuple((null, name) for null in ("persistence", "advection") for name in ("mse", HEADLINE))
@@ -43,13 +44,14 @@ def _beats(report: Mapping[str, Any], null: str, metric: str, leads: Sequence[in
     n = report["metrics"][metric]["n"]
     name = f"{metric} better than {null} at every lead time" + ("" if metric == "mse" else f" from {leads[0]} min")
     if n < MIN_GROUPS:
-        return Gate(name, None, _too_few(n))
+        return Gate(name, None, too_few(n))
     value = "; ".join(worst) if worst else f"all {len(leads)} lead times, n = {n} events"
     undefined = all(entry["is_better"] is True or entry["ci95"][0] is None for entry in results.values())
     return Gate(name, True if not worst else None if undefined else False, value)
 
 
-def _too_few(n: int) -> str:
+def too_few(n: int) -> str:
+    """Why nothing is decided on so few events."""
     return f"n = {n} events, at least {MIN_GROUPS} are needed to tell"
 
 
@@ -107,13 +109,13 @@ def verdict(
             "set perceptual_share=0.1, or raise lambda_perc (the λ panel shows where it begins to matter).",
         )
     if is_sevir(report):
-        return _absolute(report, csi, beats)
+        return absolute_verdict(csi, report["metrics"]["lpips"]["value"], beats=beats)
     if reference is not None:
         return _relative(report, reference, beats)
     if report["metrics"]["mse"]["n"] < MIN_GROUPS:
         return Verdict(
             "undecided",
-            f"Too little was scored: {_too_few(report['metrics']['mse']['n'])}.",
+            f"Too little was scored: {too_few(report['metrics']['mse']['n'])}.",
             "add events; the numbers in the table are right, but say little about other days.",
         )
     if beats:
@@ -150,15 +152,21 @@ def is_sevir(report: Mapping[str, Any]) -> bool:
     return official and not report["data"]["simulated"] and lpips is not None and lpips["units"] == "LPIPS (alex)"
 
 
-def _absolute(report: Mapping[str, Any], csi: float, beats: bool) -> Verdict:
-    lpips = report["metrics"]["lpips"]["value"]
+def absolute_verdict(csi: float, lpips: float, *, beats: bool) -> Verdict:
+    """By SEVIR's thresholds.
+
+    Args:
+        csi: CSI@74.
+        lpips: LPIPS (alex).
+        beats: whether mean squared error and CSI@74 are better than persistence's and advection's.
+    """
     beaten = "better" if beats else "not better"
     both = f"CSI@74 {csi:.3f}, LPIPS (alex) {lpips:.3f}, {beaten} than persistence and advection."
-    if csi >= 0.65 and lpips < 0.35 and beats:
+    if csi >= GOOD_CSI and lpips < SHARP and beats:
         return Verdict("success", both, "sweep λ to see what it trades, then build an ensemble.")
     if csi >= 0.60 and lpips < 0.38:
         return Verdict("proceed", both, "train longer or on more events.")
-    if csi < 0.60 and lpips < 0.35:
+    if csi < 0.60 and lpips < SHARP:
         return Verdict("too aggressive", both, "lower perceptual_share or λ.")
     if csi >= 0.60:
         return Verdict("skill kept, not sharper", both, "raise perceptual_share or λ.")
