@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from nbhelpers.core.knobs import Knob
 from nbhelpers.stages.perceptual_unet import data
 from nbhelpers.stages.perceptual_unet.config import CLASSICAL_LAMBDA, Config
 from nbhelpers.stages.perceptual_unet.losses import PerceptualLoss
-from nbhelpers.stages.perceptual_unet.task import NowcastTask, pixel_terms
+from nbhelpers.stages.perceptual_unet.task import NowcastTask, pixel_term
 from nbhelpers.training.ledger import Entry, entries, probe, resolve_weights
 from nbhelpers.training.task import LossTerm
 
@@ -39,13 +38,12 @@ def measure_balance(task: NowcastTask) -> Callable[[Config], list[Entry]]:
     n_in = task.config.n_in
     target, mask = frames[:, n_in:], valid[:, n_in:]
     perceptual = task.perceptual or PerceptualLoss(task.config.backbone, task.config.backbone_weights).to(task.device)
-    pixel = pixel_terms(task.config, target, mask)
+    pixel = pixel_term(task.config, target, mask)
     against = perceptual.against(target, mask, n_frames=task.config.perceptual_frames)
-    probed = probe(task.forecast(batch), (*pixel, LossTerm("perceptual", against, 1.0)))
+    probed = probe(task.forecast(batch), (pixel, LossTerm("perceptual", against, 1.0)))
     norms = dict(zip(probed.names, probed.norms, strict=True))
-    weights: dict[str, Any] = {term.name: term.weight for term in pixel}
 
     def balance(config: Config) -> list[Entry]:
-        return entries(probed, resolve_weights(weights | {"perceptual": config.perceptual_weight}, norms))
+        return entries(probed, resolve_weights({pixel.name: 1.0, "perceptual": config.perceptual_weight}, norms))
 
     return balance

@@ -183,8 +183,8 @@ def _curves(axes: Sequence[Axes], history: Sequence[Mapping[str, Any]]) -> None:
             )
 
     curve(axes[0], "train_total", "loss")
-    for name in ("mse", "weighted_mse", "mae", "weighted_mae"):
-        curve(axes[0], f"train_{name}", name.replace("_", " ").replace("mse", "MSE").replace("mae", "MAE"))
+    curve(axes[0], "train_mse", "MSE")
+    curve(axes[0], "train_pixel", "pixel error")
     curve(axes[0], "val_mse", "MSE, validation")
     axes[0].set_title("loss and its terms", fontsize=9)
     if "train_perceptual" in history[0]:  # its scale is the network's, hundreds or thousands of times the MSE's

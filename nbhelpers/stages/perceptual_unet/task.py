@@ -57,19 +57,21 @@ def _monitor(config: Config, distance: str) -> Monitor:
     return Monitor(metric, "min" if metric in lower else "max", config.patience, config.armed_after)
 
 
-def pixel_terms(config: Config, target: Tensor, valid: Tensor) -> tuple[LossTerm, ...]:
-    """The summands of the loss that compare pixel by pixel with ``target``, ``(B, n_out, H, W)`` in model units.
+def pixel_term(config: Config, target: Tensor, valid: Tensor) -> LossTerm:
+    """The summand of the loss that compares pixel by pixel with ``target``, ``(B, n_out, H, W)`` in model units.
 
-    Where pixels are weighted, the names say so: these are then not the metrics ``mse`` and ``mae``.
+    One term, because the perceptual one is weighed against all of it. It is called ``mse`` where it is just that.
     """
     weights = pixel_weights(valid, target, emphasis=config.emphasis, even_leads=config.even_leads)
-    prefix = "weighted_" if config.emphasis or config.even_leads else ""
-    terms = [("mse", squared_error, 1.0), ("mae", absolute_error, config.mae_weight)]
-    return tuple(
-        LossTerm(prefix + name, partial(error, target=target, weights=weights), weight)
-        for name, error, weight in terms
-        if weight
-    )
+    plain = not (config.emphasis or config.even_leads or config.mae_weight)
+
+    def error(prediction: Tensor) -> Tensor:
+        squared = squared_error(prediction, target, weights)
+        if not config.mae_weight:
+            return squared
+        return squared + config.mae_weight * absolute_error(prediction, target, weights)
+
+    return LossTerm("mse" if plain else "pixel", error, 1.0)
 
 
 class NowcastTask:
@@ -207,10 +209,10 @@ class NowcastTask:
 
     def terms(self, target: Tensor, valid: Tensor) -> tuple[LossTerm, ...]:
         """The summands of the loss against ``target``, ``(B, n_out, H, W)`` in model units."""
-        pixel = pixel_terms(self.config, target, valid)
+        pixel = pixel_term(self.config, target, valid)
         if self.perceptual is None:
-            return pixel
-        return *pixel, LossTerm(
+            return (pixel,)
+        return pixel, LossTerm(
             "perceptual",
             self.perceptual.against(target, valid, n_frames=self.config.perceptual_frames),
             self.config.perceptual_weight,
