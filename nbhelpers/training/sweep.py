@@ -78,9 +78,9 @@ def sweep(plan: Plan, folder: Path, *, force: bool = False, copy_dir: Path | Non
 
     Finished runs are taken as they are and others go on where they stand, so a second call trains nothing twice, and a
     larger grid extends the sweep. Each row is the best checkpoint of its run by the monitor, with the model alone
-    scored on validation and test. The table is written anew after every run. A run that a guard stops is a row with
-    the reason; it is tried again by the next call. All settings are trained with one seed before the next, so that a
-    sweep that is stopped early compares settings already.
+    scored on validation and test. The table is written anew after every run, the figures at the end. A run that a
+    guard stops is a row with the reason; it is tried again by the next call. All settings are trained with one seed
+    before the next, so that a sweep that is stopped early compares settings already.
 
     Args:
         force: train a grid that is inert as a whole; sweep.json then says so.
@@ -97,7 +97,6 @@ def sweep(plan: Plan, folder: Path, *, force: bool = False, copy_dir: Path | Non
     copies = _copies(copy_dir, folder)
     todo = [(setting, seed) for seed in plan.seeds for setting in plan.settings]
     rows: list[Row] = []
-    done: dict[str, Any] = {}
     interrupted = False
     try:
         for number, (setting, seed) in enumerate(todo, start=1):
@@ -111,11 +110,11 @@ def sweep(plan: Plan, folder: Path, *, force: bool = False, copy_dir: Path | Non
                 break
             rows.append(row)
             del task
-            done = _publish(plan, folder, copies, report, rows)
+            _publish(plan, folder, copies, report, rows, draw=False)  # figures take longer than a small run
     except KeyboardInterrupt:  # between two runs; within one, fit saves and returns
         interrupted = True
+    done = _publish(plan, folder, copies, report, rows, draw=True)
     if interrupted:
-        done = _publish(plan, folder, copies, report, rows)
         print(f"Stopped after {len(rows)} of {len(todo)} runs. Run again to go on.")
     return Swept(folder, done, interrupted)
 
@@ -170,7 +169,7 @@ def _before_training(plan: Plan, *, force: bool) -> tuple[dict[str, Any], Scores
 
 
 def _publish(
-    plan: Plan, folder: Path, copies: Path | None, head: Mapping[str, Any], rows: Sequence[Row]
+    plan: Plan, folder: Path, copies: Path | None, head: Mapping[str, Any], rows: Sequence[Row], *, draw: bool
 ) -> dict[str, Any]:
     """Everything that the rows say so far, on disk."""
     report: dict[str, Any] = {**head, "sweep": folder.name, "rows": [row.record for row in rows]}
@@ -185,7 +184,7 @@ def _publish(
     best, gates, verdict = plan.judge(report)
     report |= {"best": best, "gates": [dataclasses.asdict(gate) for gate in gates]}
     report["verdict"] = dataclasses.asdict(verdict)
-    drawn = list(plan.figures(report)) if report["val"] else []
+    drawn = list(plan.figures(report)) if draw and report["val"] else []
     with writing(folder):
         save_figures(folder / "figures", drawn)
         with replacing(folder / "sweep.md") as file:

@@ -198,7 +198,7 @@ _SMALL_NET: dict[str, Any] = {"backbone": "squeeze", "lpips_net": "squeeze"}  # 
 
 PROFILES: dict[str, dict[str, Any]] = {
     "smoke": {
-        **_SMALL_NET, "n_in": 6, "n_out": 3, "crop": 64, "windows_per_epoch": 80, "eval_windows": 2, "base_channels": 8,
+        **_SMALL_NET, "n_in": 6, "n_out": 3, "crop": 64, "windows_per_epoch": 80, "eval_windows": 1, "base_channels": 8,
         "depth": 3, "batch_size": 8, "epochs": 2, "max_pct_missing": 0.3, "lr": 2e-3,
     },
     "quick": {
