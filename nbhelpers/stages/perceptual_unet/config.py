@@ -65,7 +65,7 @@ class Config:
     # Divide the pixel errors at the k-th lead time by k, so that the first ones, where errors are small, have a say.
     even_leads: bool = True
     # Weight μ of the mean absolute error beside the mean squared one; 0 leaves it out.
-    mae_weight: float = 0.3
+    mae_weight: float = 0.1
     # Weight λ of the perceptual term in MSE + μ·MAE + (λ/S)·P; setting it switches perceptual_share off.
     lambda_perc: float | None = None
     # S in that formula.
