@@ -252,34 +252,7 @@ for gate in report["gates"]:
 print(f"\n{report['verdict']['name'].upper()}: {report['verdict']['meaning']}\nNext: {report['verdict']['next_step']}")
 
 # %% [markdown]
-# ## 9 Save, reload, predict
-# The proof that the run folder holds a working model: a fresh net with the weights from disk forecasts the same.
-
-# %%
-import torch
-
-from nbhelpers.training import checkpoint
-
-scored = checkpoint.at(run.folder / report["checkpoint"]["path"])
-again = NowcastTask(config, data_dir)
-checkpoint.load_weights(scored, again.modules)
-again.to(task.device)
-again.modules["unet"].to(task.device)
-torch.testing.assert_close(again.forecast(watched), task.forecast(watched), rtol=0, atol=1 / 255)  # a grey level
-print(scored.folder, scored.sha256)
-
-# %% [markdown]
-# Forecasts of the test events, in the layout of the data: any tool that reads SEVIR reads them.
-
-# %%
-from nbhelpers.stages.perceptual_unet.forecast_file import write_forecasts
-
-write_forecasts(again, run.folder / "forecasts.h5", split="test", checkpoint=scored.sha256)
-print(run.folder / "forecasts.h5")
-print(run.folder / "report.md")
-
-# %% [markdown]
-# ## Beyond · does λ matter?
+# ### Does λ matter?
 # One run cannot say. A **sweep** trains several λ and several gradient shares with several seeds, λ = 0 always among them,
 # chooses on validation, and gives every setting's paired difference to λ = 0. Type the values you want to try; the table
 # says what each would mean and what it costs. (A grid in which nothing can matter is refused.)
@@ -322,7 +295,7 @@ if swept.get("val"):  # at least one run is finished
     print(*sweep_text.effect_sentences(swept), sep="\n")
 
 # %% [markdown]
-# ## Beyond · several forecasts instead of one
+# ### Several forecasts instead of one
 # Runs that differ in their seed are an **ensemble**: the share of members that forecast strong rain is its probability.
 # Blurred members agree with each other on too little of it, so their probabilities are close to 0 where it mattered. Here
 # the sweep's best setting (or else its last) beside λ = 0.
@@ -356,6 +329,33 @@ from IPython.display import Image, display
 if others:
     for name in ("exceedance", "reliability", "spread", "blur"):
         display(Image(ensemble_dir / "figures" / f"{name}.png"))
+
+# %% [markdown]
+# ## 9 Save, reload, predict
+# The proof that the run folder holds a working model: a fresh net with the weights from disk forecasts the same.
+
+# %%
+import torch
+
+from nbhelpers.training import checkpoint
+
+scored = checkpoint.at(run.folder / report["checkpoint"]["path"])
+again = NowcastTask(config, data_dir)
+checkpoint.load_weights(scored, again.modules)
+again.to(task.device)
+again.modules["unet"].to(task.device)
+torch.testing.assert_close(again.forecast(watched), task.forecast(watched), rtol=0, atol=1 / 255)  # a grey level
+print(scored.folder, scored.sha256)
+
+# %% [markdown]
+# Forecasts of the test events, in the layout of the data: any tool that reads SEVIR reads them.
+
+# %%
+from nbhelpers.stages.perceptual_unet.forecast_file import write_forecasts
+
+write_forecasts(again, run.folder / "forecasts.h5", split="test", checkpoint=scored.sha256)
+print(run.folder / "forecasts.h5")
+print(run.folder / "report.md")
 
 # %% [markdown]
 # ## 10 Troubleshooting
