@@ -34,14 +34,14 @@ def main() -> None:
     report = run_sweep(config, GRID, radar, folder).report
     TO.mkdir(parents=True, exist_ok=True)
     repeat = {"repeat": "python benchmarks/sweep.py"}
-    (TO / "sweep.json").write_text(json.dumps(repeat | kept(report, data="radar"), indent=1) + "\n")
+    (TO / "sweep.json").write_text(json.dumps(repeat | kept(report, data="radar")) + "\n")
     for name in ("sweep", "sweep_test"):
         shutil.copyfile(folder / f"figures/{name}.png", TO / f"{name}.png")
     reference, *_, last = report["settings"]
     ensemble = open_ensemble([folder / f"{last}-seed{seed}" for seed in GRID.seeds])
     against = open_ensemble([folder / f"{reference}-seed{seed}" for seed in GRID.seeds], beside=ensemble)
     together = make_ensemble_report(ensemble, work / "ensemble", against=against)
-    (TO / "ensemble.json").write_text(json.dumps(repeat | kept(together, data="radar"), indent=1) + "\n")
+    (TO / "ensemble.json").write_text(json.dumps(repeat | kept(together, data="radar")) + "\n")
 
 
 if __name__ == "__main__":
