@@ -273,13 +273,14 @@ grid_panel
 # folder. Stop it when you like: the next time it goes on, and a larger grid extends it.
 
 # %%
-swept = {}
+swept = None
 if RUN_SWEEP or profile == "smoke":
     sweep_dir = place.output_dir / f"{RUN_NAME}-{profile}-sweep"
-    swept = run_sweep(config, grid_panel.grid, data_dir, sweep_dir, copy_dir=make_copy_dir(place)).report
-    for gate in swept["gates"]:
+    swept = run_sweep(config, grid_panel.grid, data_dir, sweep_dir, copy_dir=make_copy_dir(place))
+    for gate in swept.report["gates"]:
         print(Gate(**gate))
-    print(f"{swept['verdict']['name'].upper()}: {swept['verdict']['meaning']}\nNext: {swept['verdict']['next_step']}")
+    found = swept.report["verdict"]
+    print(f"{found['name'].upper()}: {found['meaning']}\nNext: {found['next_step']}")
 else:
     print("Not run: set RUN_SWEEP = True in section 2.")
 
@@ -287,12 +288,12 @@ else:
 from nbhelpers.stages.perceptual_unet.sweep_figure import sweep_figure
 from nbhelpers.training import sweep_text
 
-if swept.get("val"):  # at least one run is finished
-    widgets.show_table(sweep_text.settings_table(swept))
-    widgets.show_table(sweep_text.difference_table(swept, "test"))
-    widgets.show(sweep_figure(swept))
-    print(sweep_text.summary(swept))
-    print(*sweep_text.effect_sentences(swept), sep="\n")
+if swept and swept.finished:
+    widgets.show_table(sweep_text.settings_table(swept.report))
+    widgets.show_table(sweep_text.difference_table(swept.report, "test"))
+    widgets.show(sweep_figure(swept.report))
+    print(sweep_text.summary(swept.report))
+    print(*sweep_text.effect_sentences(swept.report), sep="\n")
 
 # %% [markdown]
 # ### Several forecasts instead of one
@@ -304,29 +305,27 @@ if swept.get("val"):  # at least one run is finished
 from nbhelpers.stages.perceptual_unet import ensemble_report
 from nbhelpers.stages.perceptual_unet.ensemble import open_ensemble
 
-finished = {}
-for row in swept.get("rows", []):
-    if row["checkpoint"]:
-        finished.setdefault(row["setting"], []).append(sweep_dir / row["run"])
-sets = [name for name, runs in finished.items() if len(runs) > 1]
-others = [name for name in sets if name != swept["reference"]] if swept.get("reference") in sets else []
-if others:
-    chosen = swept["best"] if swept["best"] in others else others[-1]
-    ensemble = open_ensemble(finished[chosen])
-    against = open_ensemble(finished[swept["reference"]], beside=ensemble)
-    ensemble_dir = sweep_dir / f"ensemble-{chosen}-of-{len(ensemble.members)}"
+sets = {name: runs for name, runs in swept.finished.items() if len(runs) > 1} if swept else {}
+plain = sets.pop(swept.report["reference"], None) if swept else None
+together = None
+if sets and plain:
+    best = swept.report["best"]
+    chosen = best if best in sets else list(sets)[-1]
+    ensemble = open_ensemble(sets[chosen])
+    ensemble_dir = sweep_dir / f"ensemble-{chosen}-of-{len(sets[chosen])}"
+    against = open_ensemble(plain, beside=ensemble)
     together = ensemble_report.make_ensemble_report(ensemble, ensemble_dir, against=against)
-    for name, metrics in together["metrics"].items():
-        print(name)
-        widgets.show_table(ensemble_report.table(metrics))
-    widgets.show_table(ensemble_report.difference_table(together["differences"]))
 else:
-    print("No ensembles yet: they need a sweep with two finished seeds of two settings.")
+    print("No ensembles yet: they need a sweep with two finished seeds of λ = 0 and of another setting.")
 
 # %%
 from IPython.display import Image, display
 
-if others:
+if together:
+    for name, metrics in together["metrics"].items():
+        print(name)
+        widgets.show_table(ensemble_report.table(metrics))
+    widgets.show_table(ensemble_report.difference_table(together["differences"]))
     for name in ("exceedance", "reliability", "spread", "blur"):
         display(Image(ensemble_dir / "figures" / f"{name}.png"))
 

@@ -176,7 +176,7 @@ def test_stopped_in_the_second_run_and_run_again_trains_nothing_twice(tmp_path: 
 
 def test_stopped_before_the_first_run_there_is_a_table_without_rows(tmp_path: Path) -> None:
     broken = sweep(plan((0.0, 1.0), make_task=Counted(press_at=3)), tmp_path / "s")
-    assert broken.interrupted and broken.report["rows"] == [] and not broken.all_stopped
+    assert broken.interrupted and broken.report["rows"] == [] and not broken.all_stopped and broken.finished == {}
     assert "Not finished: 0 of 4 runs" in (tmp_path / "s" / "sweep.md").read_text()
 
 
@@ -232,6 +232,7 @@ def test_a_run_that_a_guard_stops_is_a_row_with_its_reason(tmp_path: Path) -> No
     assert [row["run"] for row in stopped] == ["slope-0.3-seed0", "slope-0.3-seed1"] and not done.all_stopped
     assert "nonsense" in stopped[0]["stopped"] and stopped[0]["checkpoint"] is None
     assert set(done.report["val"]) == {"slope-0", "slope-1"}
+    assert done.finished == {n: [tmp_path / f"{n}-seed{k}" for k in (0, 1)] for n in ("slope-0", "slope-1")}
     assert done.report["val"]["slope-1"]["mse"]["minus_reference"]["seeds"] == [0, 1]
     assert "slope-0.3-seed0: STOP" in (tmp_path / "sweep.md").read_text()
     everything = {f"slope_{w}": {"monitor": "nonsense"} for w in ("0", "1")}

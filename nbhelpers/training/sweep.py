@@ -62,6 +62,15 @@ class Swept:
     interrupted: bool  # stopped by the user; run again to go on
 
     @property
+    def finished(self) -> dict[str, list[Path]]:
+        """Folders of the runs that were trained to their end, by setting."""
+        found: dict[str, list[Path]] = {}
+        for row in self.report["rows"]:
+            if row["checkpoint"] is not None:
+                found.setdefault(row["setting"], []).append(self.folder / row["run"])
+        return found
+
+    @property
     def all_stopped(self) -> bool:
         """Whether guards let no run through."""
         rows = self.report["rows"]
