@@ -85,6 +85,7 @@ class ToyTask:
         self.fields: Mapping[str, Field] = {"input": field, "target": field}
         self.nulls: Mapping[str, Predictor] = {"as_it_is": lambda batch: batch[0], "zero": lambda batch: batch[0] * 0}
         self.monitor = Monitor(config.monitor, config.mode, config.patience, config.armed_after)
+        self.loss_scheduler = None
         self.event_level: float | None = None
 
     def to(self, device: torch.device) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from nbhelpers.core import flags, runtime, settings
 from nbhelpers.core.errors import UserError
 
-STAGES = ("perceptual-unet",)
+STAGES = ("perceptual-unet", "neural-operator")
 STAGE_HELP = "the stage: " + ", ".join(STAGES)
 
 

@@ -21,13 +21,13 @@ def add(commands: Any) -> None:
         other.add_argument("stage", choices=STAGES, metavar="STAGE", help=STAGE_HELP)
         run_flags(other)
         other.add_argument("--checkpoint", choices=("best", "last"), default="best", help="which weights")
-        other.add_argument("--split", choices=("train", "val", "test"), default="test", help="which events")
+        other.add_argument("--split", choices=("train", "val", "test"), default="test", help="which part of the data")
         other.set_defaults(run=run)
         if command == "evaluate":
             other.add_argument("--reference", type=Path, metavar="RUN_DIR", help="a run to compare with in the verdict")
         else:
             other.add_argument(
-                "--to", type=Path, metavar="FILE", help="output file (default: forecasts.h5 in the run folder)"
+                "--to", type=Path, metavar="PATH", help="output (default: forecasts.h5, or a folder, in the run folder)"
             )
 
     report = commands.add_parser("report", help="print a finished run's report, or a sweep's table")
@@ -57,9 +57,10 @@ def _predict(arguments: argparse.Namespace) -> int:
     if found is None:
         raise UserError(f"{run.folder} has no {arguments.checkpoint} checkpoint yet: train it first.")
     checkpoint.load_weights(found, task.modules)
-    path = arguments.to or run.folder / "forecasts.h5"
-    n = stage_commands(arguments.stage).write_forecasts(task, path, split=arguments.split, checkpoint=found.sha256)
-    print(f"{n} forecasts of the {arguments.split} events: {path}")
+    stage = stage_commands(arguments.stage)
+    path = arguments.to or run.folder / stage.FORECASTS
+    n = stage.write_forecasts(task, path, split=arguments.split, checkpoint=found.sha256)
+    print(f"{n} forecasts of the {arguments.split} split: {path}")
     return 0
 
 

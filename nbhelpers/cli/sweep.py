@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
 import os
 from collections.abc import Sequence
@@ -18,38 +19,38 @@ from nbhelpers.cli.common import (
     settings_flags,
     simulated_dir,
 )
-from nbhelpers.core import runtime, settings
+from nbhelpers.core import flags, runtime, settings
 from nbhelpers.core.errors import UserError
-
-OF_THE_GRID = {"lambda_perc": "--lambdas", "perceptual_share": "--shares", "seed": "--seeds"}
 
 
 def add(commands: Any, argv: Sequence[str]) -> None:
-    """Add the command. The flags of a stage's settings import its code, so only those that ``argv`` asks for."""
+    """Add the command. A stage's flags import its code, so only those that ``argv`` asks for."""
     sweep = commands.add_parser("sweep", help="train several loss weights with several seeds and say which is best")
     stages = sweep.add_subparsers(dest="stage", required=True, metavar="STAGE", help=STAGE_HELP)
     for name in STAGES:
         stage = stages.add_parser(name, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
         run_flags(stage)
-        for flag, kind, text in (
-            ("--lambdas", float, "weights λ to try (default: those of the literature); λ = 0 is always in"),
-            ("--shares", float, "gradient shares to try, 0.1 for 10 %% (default: 0.1)"),
-            ("--seeds", int, "seeds for each of them (default: 0 1)"),
-        ):
-            stage.add_argument(flag, nargs="*", type=kind, default=argparse.SUPPRESS, help=text)
+        wanted = is_asked_for(argv, "sweep", name)
+        if wanted:
+            flags.add_flags(stage.add_argument_group("what is tried"), _sweeps(name).Grid)
         stage.add_argument("--force", action="store_true", help="train a grid that cannot matter all the same")
         stage.add_argument(
             "--copy-dir", type=Path, help="an existing folder (Drive) that runs are copied to, and brought back from"
         )
-        settings_flags(stage, name, wanted=is_asked_for(argv, "sweep", name))
+        settings_flags(stage, name, wanted=wanted)
         stage.set_defaults(run=_sweep)
+
+
+def _sweeps(stage: str) -> Any:
+    return importlib.import_module(f"nbhelpers.stages.{stage.replace('-', '_')}.sweep")
 
 
 def _sweep(arguments: argparse.Namespace) -> int:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("a sweep in several processes is not there yet: start one process, on one GPU.")
+    stage = _sweeps(arguments.stage)
     from_file = settings.read_yaml(arguments.config) if arguments.config else {}
-    for field, flag in OF_THE_GRID.items():
+    for field, flag in stage.VARIED.items():
         if field in from_file or hasattr(arguments, field):
             where = f"{arguments.config} sets" if field in from_file else f"--{field.replace('_', '-')} gives"
             raise UserError(f"{where} {field}, which a sweep varies: take it away and give {flag} instead.")
@@ -57,9 +58,9 @@ def _sweep(arguments: argparse.Namespace) -> int:
     from nbhelpers.training.sweep_text import effect_sentences, summary
     from nbhelpers.training.task import Gate
 
-    stage = importlib.import_module(f"nbhelpers.stages.{arguments.stage.replace('-', '_')}.sweep")
     config = resolved_config(arguments)
-    given = {name: tuple(getattr(arguments, name)) for name in ("lambdas", "shares", "seeds") if name in arguments}
+    tried = [field.name for field in dataclasses.fields(stage.Grid)]
+    given = {name: tuple(getattr(arguments, name)) for name in tried if name in arguments}
     output_dir = getattr(arguments, "output_dir", runtime.workspace().output_dir)
     folder = Path(output_dir) / getattr(arguments, "run_name", f"sweep-{arguments.stage}-{config.profile}")
     print(f"Sweep folder: {folder}")

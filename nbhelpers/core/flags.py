@@ -8,6 +8,8 @@ import inspect
 import typing
 from typing import Any
 
+from nbhelpers.core.settings import parse_group
+
 
 def add_flags(parser: argparse._ActionsContainer, settings: type) -> None:
     """Add ``--field-name`` for every field of the dataclass ``settings``.
@@ -25,6 +27,10 @@ def add_flags(parser: argparse._ActionsContainer, settings: type) -> None:
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, **common)
         elif typing.get_origin(hint) is typing.Literal:
             parser.add_argument(flag, choices=typing.get_args(hint), **common)
+        elif typing.get_origin(hint) is tuple:
+            kinds = typing.get_args(hint)
+            count = "*" if kinds[-1] is Ellipsis else len(kinds)
+            parser.add_argument(flag, type=kinds[0], nargs=count, metavar=kinds[0].__name__.upper(), **common)
         else:
             optional = type(None) in typing.get_args(hint)
             parser.add_argument(flag, type=_parser(options[0], optional), metavar=options[0].__name__.upper(), **common)
@@ -34,7 +40,7 @@ def _parser(kind: type, optional: bool) -> Any:
     def parse(text: str) -> Any:
         if optional and text.lower() == "none":
             return None
-        return kind(text)
+        return parse_group(text) if dataclasses.is_dataclass(kind) else kind(text)
 
     parse.__name__ = kind.__name__  # argparse names it in "invalid float value"
     return parse

@@ -36,6 +36,23 @@ def replace_checked(config: Config, changes: Mapping[str, Any], *, source: str) 
     return dataclasses.replace(config, **checked)  # type: ignore[type-var]
 
 
+def parse_group(text: str) -> dict[str, Any] | str:
+    """A group of settings as it is given on one flag: ``patience=2,final_weight_target=0.5``, or the name of a preset.
+
+    Raises:
+        ValueError: a part that is no ``name=value``.
+    """
+    if "=" not in text:
+        return text
+    pairs = {}
+    for part in text.split(","):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not (name and equals and value):
+            raise ValueError(f"{part!r} is no name=value")
+        pairs[name] = yaml.safe_load(value)
+    return pairs
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The settings in a YAML file, as a mapping."""
     try:
@@ -52,7 +69,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _as(hint: Any, value: Any, *, name: str, source: str) -> Any:
-    """``value`` as type ``hint``; YAML reads 5e-4 and none as text and 1 where a float is meant, all are accepted."""
+    """``value`` as type ``hint``; YAML reads 5e-4 and none as text and 1 where a float is meant, all are accepted.
+
+    A group of settings (a dataclass within the settings) is given as a mapping of those that differ from its defaults.
+    """
     options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     if type(None) in options and (value is None or (isinstance(value, str) and value.lower() == "none")):
         return None
@@ -67,6 +87,15 @@ def _as(hint: Any, value: Any, *, name: str, source: str) -> Any:
                 continue
             if math.isfinite(number):
                 return number
+        elif typing.get_origin(option) is tuple:
+            kinds = typing.get_args(option)
+            if isinstance(value, (list, tuple)) and len(value) == len(kinds):
+                return tuple(_as(kind, item, name=name, source=source) for kind, item in zip(kinds, value, strict=True))
+        elif dataclasses.is_dataclass(option) and isinstance(value, Mapping):
+            try:
+                return replace_checked(option(), value, source=f"{source} for {name}")  # type: ignore[operator]
+            except ValueError as error:
+                raise UserError(f"{source} sets {name} to what cannot work: {error}.") from error
         elif isinstance(option, type) and isinstance(value, option) and not (option is int and isinstance(value, bool)):
             return value
     expected = " or ".join(_type_name(option) for option in options)
@@ -78,4 +107,13 @@ def _type_name(option: Any) -> str:
         return " or ".join(map(repr, typing.get_args(option)))
     if option is float:
         return "float (finite)"
+    if typing.get_origin(option) is tuple:
+        kinds = typing.get_args(option)
+        return f"{len(kinds)} values ({', '.join(map(_type_name, kinds))})"
+    if dataclasses.is_dataclass(option):
+        return f"settings of {_type_name_of(option)}"
     return "none" if option is type(None) else getattr(option, "__name__", str(option))
+
+
+def _type_name_of(kind: Any) -> str:
+    return f"{kind.__name__} ({', '.join(field.name for field in dataclasses.fields(kind))})"

@@ -183,6 +183,7 @@ def _train_epoch(session: Session, phase: Phase, epoch: int) -> None:
             if not quiet:
                 bar.set_postfix({name: f"{v:.4g}" for name, v in progress.sums.means().items()}, refresh=False)
     row, scored = _score(session, phase, epoch)
+    row |= _hand_over(task, row, scored)
     row["seconds"] = round(before + time.monotonic() - began, 2)
     row |= measure()
     with session.stop.held():
@@ -267,6 +268,18 @@ def _score(session: Session, phase: Phase, epoch: int) -> tuple[dict[str, Any], 
         row |= {f"val_{name}_min": spread.low, f"val_{name}_max": spread.high}
     row |= {f"lr_{name}": optimizer.param_groups[0]["lr"] for name, optimizer in phase.optimizers.items()}
     return row, scored
+
+
+def _hand_over(task: Task, row: Mapping[str, Any], scored: Evaluation) -> dict[str, Any]:
+    """Let the loss scheduler judge the epoch; returns the row's columns with the weights that the epoch had."""
+    scheduler = task.loss_scheduler
+    if scheduler is None:
+        return {}
+    used = {f"schedule_{name}": weight for name, weight in scheduler.get_loss_weights().items()}
+    if scheduler.step(row["epoch"], values(scored.metrics)):
+        weights = ", ".join(f"{name} {weight:.3g}" for name, weight in scheduler.get_loss_weights().items())
+        tqdm.write(f"loss scheduler: {scheduler.events[-1][3]}; from now on {weights}")
+    return used
 
 
 def _finish_epoch(session: Session, phase: Phase, row: dict[str, Any], scored: Evaluation, *, steps: int) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from nbhelpers.training.task import LossTerm
-from nbhelpers.training.weights import Ramp, Share
+from nbhelpers.training.weights import Moving, Share
 
 LEDGER_EVERY = 10  # steps between rows of ledger.csv
 LEDGER_FIRST = 16  # steps at the beginning that all have rows: the balance of the losses is judged on them
@@ -169,24 +169,37 @@ def _distinct(places: Sequence[Tensor]) -> list[Tensor]:
     return list({id(place): place for place in places}.values())
 
 
-class Balance:
-    """Keeps the running gradient norms that turn shares into weights; checkpointed with the run.
+class RunningMean:
+    """Running geometric means of positive numbers, by name; checkpointed with the run.
 
-    The mean is geometric: gradient norms differ between batches by factors (a dry one, a storm), and half of the steps
-    shall lie above the share that was asked for and half below.
+    Geometric, because gradient norms and losses differ between batches by factors (a dry one, a storm), and half of the
+    steps shall lie above what was asked for and half below.
     """
 
     def __init__(self) -> None:
-        self.norms: dict[str, float] = {}
-        self.seen: dict[str, int] = {}  # steps with a gradient
+        self.means: dict[str, float] = {}
+        self.seen: dict[str, int] = {}
 
-    def _learn(self, name: str, norm: float) -> None:
-        if norm <= 0:  # a dry batch says nothing about the term's scale
+    def learn(self, name: str, value: float) -> None:
+        if value <= 0:  # a dry batch says nothing about the term's scale
             return
         seen = self.seen.get(name, 0)
         keep = min(EMA, seen / (seen + 1))  # a plain mean until the memory is full: the first batch is one of many
-        self.norms[name] = norm ** (1 - keep) * self.norms.get(name, 1.0) ** keep
+        self.means[name] = value ** (1 - keep) * self.means.get(name, 1.0) ** keep
         self.seen[name] = seen + 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"means": dict(self.means), "seen": dict(self.seen)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.means, self.seen = dict(state["means"]), dict(state["seen"])
+
+
+class Balance:
+    """Keeps what turns shares and relative weights into factors: every term's running gradient norm and magnitude."""
+
+    def __init__(self) -> None:
+        self.norms, self.magnitudes = RunningMean(), RunningMean()
 
     def weights(self, probed: Probe, terms: Sequence[LossTerm], *, time: float = 0.0) -> dict[str, float]:
         """Numeric weights for this step, after taking its gradient norms into account.
@@ -195,26 +208,44 @@ class Balance:
             time: in epochs, for weights that rise.
 
         Raises:
-            ValueError: a share for a term that does not act on the prediction: there is no common place to share.
+            ValueError: a share for a term that does not act on the prediction: there is no common place to share; or a
+                term relative to one that is not there.
         """
         norms = dict(zip(probed.names, probed.norms, strict=True))
         declared: dict[str, float | Share] = {}
         for term in terms:
             if isinstance(term.weight, Share) and term.at is not None:
                 raise ValueError(f"term {term.name!r} acts elsewhere than on the prediction: it cannot have a share")
-            declared[term.name] = term.weight.at(time) if isinstance(term.weight, Ramp) else term.weight
+            declared[term.name] = term.weight.at(time) if isinstance(term.weight, Moving) else term.weight
         if any(isinstance(weight, Share) for weight in declared.values()):
             for name, norm in norms.items():
-                self._learn(name, norm)
+                self.norms.learn(name, norm)
+        if any(term.relative_to is not None for term in terms):
+            for name, raw in zip(probed.names, probed.raw, strict=True):
+                self.magnitudes.learn(name, abs(raw))
+            for term in terms:
+                declared[term.name] = self._relative(term, declared[term.name])
         elsewhere = {term.name for term in terms if term.at is not None}
-        known = {name: 0.0 if name in elsewhere else self.norms.get(name, norm) for name, norm in norms.items()}
+        known = {name: 0.0 if name in elsewhere else self.norms.means.get(name, norm) for name, norm in norms.items()}
         return resolve_weights(declared, known)
 
+    def _relative(self, term: LossTerm, weight: float | Share) -> float | Share:
+        """The factor that makes ``weight`` mean what it says in units of another term's running magnitude."""
+        if term.relative_to is None or isinstance(weight, Share):
+            return weight
+        magnitudes = self.magnitudes.means
+        if term.name not in magnitudes:  # it has been 0 so far
+            return 0.0
+        if term.relative_to not in magnitudes:
+            raise ValueError(f"term {term.name!r} is measured in units of {term.relative_to!r}, which has no magnitude")
+        return weight * magnitudes[term.relative_to] / magnitudes[term.name]
+
     def state_dict(self) -> dict[str, Any]:
-        return {"norms": dict(self.norms), "seen": dict(self.seen)}
+        return {"norms": self.norms.state_dict(), "magnitudes": self.magnitudes.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.norms, self.seen = dict(state["norms"]), dict(state["seen"])
+        self.norms.load_state_dict(state["norms"])
+        self.magnitudes.load_state_dict(state["magnitudes"])
 
 
 def surrogate(probed: Probe, weights: Mapping[str, float]) -> Tensor:

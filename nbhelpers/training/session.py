@@ -46,7 +46,15 @@ class Session:
         return sum(phase.epochs for phase in self.phases)
 
     def state(self) -> dict[str, Any]:
-        return capture(self.phases, self.accelerator.scaler, self.balance, self.watch, self.ema, self.progress)
+        return capture(
+            self.phases,
+            self.accelerator.scaler,
+            self.task.loss_scheduler,
+            self.balance,
+            self.watch,
+            self.ema,
+            self.progress,
+        )
 
     def save(self, *, best: bool = False) -> None:
         """A checkpoint of this moment; its copy in the second folder may fail, the run then goes on without."""
@@ -95,7 +103,14 @@ def take_up(session: Session, start: Path | None) -> int | None:
     if start is not None:
         check_same_run(session.task, run, found)
     session.progress = restore(
-        found, session.modules, phases, session.accelerator.scaler, session.balance, session.watch, session.ema
+        found,
+        session.modules,
+        phases,
+        session.accelerator.scaler,
+        session.task.loss_scheduler,
+        session.balance,
+        session.watch,
+        session.ema,
     )
     progress, own = session.progress, found.folder.resolve().parent == run.checkpoints.resolve()
     if start is not None:

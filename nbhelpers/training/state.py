@@ -18,6 +18,7 @@ from nbhelpers.core.errors import UserError
 from nbhelpers.training import ema as averaging
 from nbhelpers.training.checkpoint import Checkpoint, load_state, load_weights
 from nbhelpers.training.ema import Ema
+from nbhelpers.training.flexible import FlexibleScheduler
 from nbhelpers.training.guards.watch import Watch
 from nbhelpers.training.ledger import Balance
 from nbhelpers.training.step import Outcome
@@ -75,7 +76,13 @@ class Progress:
 
 
 def capture(
-    phases: Sequence[Phase], scaler: Any, balance: Balance, watch: Watch, ema: Ema | None, progress: Progress
+    phases: Sequence[Phase],
+    scaler: Any,
+    loss_scheduler: FlexibleScheduler | None,
+    balance: Balance,
+    watch: Watch,
+    ema: Ema | None,
+    progress: Progress,
 ) -> dict[str, Any]:
     """The state beside the weights. With an average, model.safetensors holds the average and the weights stand here."""
     return {
@@ -88,6 +95,7 @@ def capture(
             for phase in phases
         },
         "scaler": None if scaler is None else scaler.state_dict(),
+        "loss_scheduler": None if loss_scheduler is None else loss_scheduler.state_dict(),
         "balance": balance.state_dict(),
         "guards": watch.state_dict(),
         "ema": None if ema is None else {"updates": ema.updates, "weights": ema.trained()},
@@ -99,6 +107,7 @@ def restore(
     modules: Mapping[str, nn.Module],
     phases: Sequence[Phase],
     scaler: Any,
+    loss_scheduler: FlexibleScheduler | None,
     balance: Balance,
     watch: Watch,
     ema: Ema | None,
@@ -123,6 +132,8 @@ def restore(
             scheduler.load_state_dict(saved["schedulers"][name])
     if scaler is not None and state["scaler"] is not None:
         scaler.load_state_dict(state["scaler"])
+    if loss_scheduler is not None and state["loss_scheduler"] is not None:
+        loss_scheduler.load_state_dict(state["loss_scheduler"])
     balance.load_state_dict(state["balance"])
     watch.load_state_dict(state["guards"])
     if ema is not None and state["ema"] is not None:

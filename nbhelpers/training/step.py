@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nbhelpers.training.ledger import Balance, Entry, entries, probe, surrogate
 from nbhelpers.training.task import Batch, Phase, Task, Update
-from nbhelpers.training.weights import Ramp, Share
+from nbhelpers.training.weights import Moving, Share
 
 Skipped = Literal["loss not finite", "gradient not finite", "fp16 overflow"]
 
@@ -50,7 +50,7 @@ class Outcome:
 
     def columns(self) -> dict[str, float]:
         """What history.csv averages over the epoch; weights that are numbers stand in config.json already."""
-        moving = {term.name for term in self.update.terms if isinstance(term.weight, (Share, Ramp))}
+        moving = {t.name for t in self.update.terms if isinstance(t.weight, Share | Moving) or t.relative_to is not None}
         return {"total": self.total, **self.raw, **{f"weight_{name}": self.weights[name] for name in sorted(moving)}}
 
 
@@ -131,7 +131,7 @@ def optimizer_step(
                 mine.skipped, mine.suspects = "gradient not finite" if finite else "loss not finite", suspects
             else:
                 weights = balance.weights(probed, update.terms, time=time)
-                risen = any(isinstance(t.weight, Ramp) and 0 <= time - t.weight.end < probing for t in update.terms)
+                risen = any(isinstance(t.weight, Moving) and 0 <= time - t.weight.end < probing for t in update.terms)
                 if is_last and (with_shares or risen):
                     shares = entries(probed, weights)
                 loss = surrogate(probed, {name: factor * weight for name, weight in weights.items()})

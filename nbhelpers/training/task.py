@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from nbhelpers.core.fields import Field
+from nbhelpers.training.flexible import FlexibleScheduler
 from nbhelpers.training.metrics import Metric
 from nbhelpers.training.weights import Weight
 
@@ -37,9 +38,10 @@ class LossTerm:
 
     name: str  # lower snake case; a column of history.csv and a row of the ledger
     fn: Callable[[Tensor], Tensor]  # prediction (or `at`) -> scalar, unweighted, float32
-    weight: Weight  # the factor in the loss: a number, a number that rises (Ramp), or the gradient share it shall have
+    weight: Weight  # the factor in the loss: a number, one that moves in time, or the gradient share it shall have
     role: Literal["objective", "regulariser"] = "objective"  # only objectives are judged for being inert or dominating
     at: Tensor | None = None  # tensor of the graph that `fn` acts on (a KL: mean, log-variance); None: prediction
+    relative_to: str | None = None  # a term in whose running magnitude this one is measured, so that 0.5 means half
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,7 @@ class Task(Protocol):
     phases: Sequence[Phase]
     nulls: Mapping[str, Predictor]  # predictors that need no training
     monitor: Monitor
+    loss_scheduler: FlexibleScheduler | None  # moves the terms' `Scheduled` weights; fit steps it after every epoch
     event_level: float | None  # lowest target value, in model units, that some score counts as an event; None: no such
     headlines: Sequence[str]  # metrics that lead the report
     oom_advice: Sequence[str]  # the next smaller settings, in the order to try them

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+
+from nbhelpers.training.flexible import FlexibleScheduler
 
 
 @dataclass(frozen=True)
@@ -38,4 +41,33 @@ class Ramp:
         return self.to * min(1.0, max(0.0, (epoch - self.start) / self.epochs))
 
 
-Weight = float | Share | Ramp
+@dataclass(frozen=True)
+class Scheduled:
+    """A weight that a loss scheduler moves between epochs: that of one of its two components."""
+
+    scheduler: FlexibleScheduler
+    component: str
+
+    def __post_init__(self) -> None:
+        if self.component not in self.scheduler.get_loss_weights():
+            known = ", ".join(self.scheduler.get_loss_weights())
+            raise ValueError(f"the scheduler moves the weights of {known}, and not of {self.component!r}")
+
+    @property
+    def to(self) -> float:
+        """The weight at the end."""
+        source, target = self.scheduler.params.final_weights
+        return source if self.component == self.scheduler.params.source else target
+
+    @property
+    def end(self) -> float:
+        """Epoch from which the weight stands; infinite while nobody knows."""
+        return self.scheduler.events[-1][0] if self.scheduler.finished else math.inf
+
+    def at(self, epoch: float) -> float:
+        """The weight now: the scheduler moves it at the end of an epoch."""
+        return self.scheduler.get_loss_weights()[self.component]
+
+
+Moving = Ramp | Scheduled
+Weight = float | Share | Moving

@@ -7,12 +7,12 @@ from pathlib import Path
 from nbhelpers.core.knobs import DROWNING_SHARE, INERT_SHARE
 from nbhelpers.stages.perceptual_unet.balance import measure_balance
 from nbhelpers.stages.perceptual_unet.config import SIMULATED, Config
-from nbhelpers.stages.perceptual_unet.forecast_file import write_forecasts
+from nbhelpers.stages.perceptual_unet.forecast_file import FORECASTS, write_forecasts
 from nbhelpers.stages.perceptual_unet.sevir_fetch import fetch_events
 from nbhelpers.stages.perceptual_unet.simulate import simulate as simulate_storms
 from nbhelpers.stages.perceptual_unet.task import NowcastTask as Task
 
-__all__ = ["Config", "Task", "advice", "fetch_events", "simulate", "write_forecasts"]
+__all__ = ["FORECASTS", "Config", "Task", "advice", "fetch_events", "simulate", "write_forecasts"]
 
 
 def simulate(data_dir: Path, *, profile: str, seed: int) -> Path:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from nbhelpers.science import spectra
 
 
 def ssim(forecast: Tensor, observed: Tensor) -> Tensor:
@@ -68,36 +68,16 @@ def fss_sums(forecast: Tensor, observed: Tensor, size: int) -> Tensor:
 def power_by_wavelength(frames: Tensor) -> Tensor:
     """``(B, T, bins)`` radially averaged power of ``(B, T, H, W)`` frames after a Hann window.
 
-    Averages are over the whole plane of wavenumbers, of which ``rfft2`` returns one half.
-
     Bin k holds wavenumbers that round to k cycles over the shorter side (k = 1 … half of it), so its wavelength is
     ``min(H, W)/k`` pixels.
     """
-    height, width = frames.shape[-2:]
-    window = torch.outer(torch.hann_window(height, periodic=False), torch.hann_window(width, periodic=False))
-    power = torch.fft.rfft2(frames.float() * window.to(frames.device)).abs().square()
-    bins, weights, counts = (x.to(frames.device) for x in _radial_bins(height, width))
-    n_bins = len(counts)
-    flat = (power * weights).flatten(-2)
-    sums = torch.zeros(*flat.shape[:-1], n_bins, device=frames.device)
-    sums.index_add_(-1, bins.flatten(), flat)
-    return sums[..., 1:-1] / counts[1:-1]
-
-
-@lru_cache(maxsize=8)
-def _radial_bins(height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Bin of each rfft2 coefficient (the last bin gathers all beyond the cut-off), how often it stands in the whole
-    plane, and how many of that fall into each bin."""
-    side = min(height, width)
-    ky = torch.fft.fftfreq(height)[:, None] * side
-    kx = torch.fft.rfftfreq(width)[None, :] * side
-    bins = torch.sqrt(ky**2 + kx**2).round().long().clamp(max=side // 2 + 1)
-    weights = torch.full_like(kx, 2.0)  # a coefficient and its conjugate; the columns 0 and width/2 hold both
-    weights[:, 0] = 1.0
-    if width % 2 == 0:
-        weights[:, -1] = 1.0
-    weights = weights.expand_as(bins)
-    return bins, weights, torch.bincount(bins.flatten(), weights.flatten(), minlength=side // 2 + 2)
+    shape = frames.shape[-2:]
+    side = min(shape)
+    energy = spectra.shell_energy(frames.float(), window="hann", wavelength=side, n_shells=side // 2)
+    modes = spectra.modes_per_shell(shape, wavelength=side, n_shells=side // 2)
+    # As the squared modulus of an unscaled transform of the tapered frame.
+    scale = shape.numel() * spectra.hann(shape).square().sum() / modes
+    return (energy * scale.to(energy))[..., 1:-1]
 
 
 def fine_power(frames: Tensor, *, max_wavelength: float = 8.0) -> Tensor:

@@ -17,6 +17,7 @@ from nbhelpers.training.ledger import Entry
 from nbhelpers.training.sweep import Balance, Plan, Setting, Swept, sweep, term_entry
 
 TERM = "perceptual"
+VARIED = {"lambda_perc": "--lambdas", "perceptual_share": "--shares", "seed": "--seeds"}  # settings, and their flags
 WANTED_SHARE = 0.05  # of the gradient: clearly more than inert, far from drowning
 
 

@@ -119,6 +119,7 @@ class NowcastTask:
 
         self.phases = (self._phase(unet),)
         self.monitor = _monitor(config, self.lpips.key)
+        self.loss_scheduler = None
         self.event_level: float | None = data.THRESHOLDS[0] / 255
         make = {
             "persistence": baselines.persistence,

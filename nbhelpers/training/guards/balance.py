@@ -9,7 +9,7 @@ from statistics import median
 from nbhelpers.core.knobs import DROWNING_SHARE, INERT_SHARE
 from nbhelpers.training.guards.guard import Finding, Guard, Rehearsal, Step
 from nbhelpers.training.task import LossTerm
-from nbhelpers.training.weights import Ramp, Share
+from nbhelpers.training.weights import Moving, Share
 
 FIRST_PROBE, LAST_PROBE = 5, 15  # numbers from 1; the first steps of an untrained model are not typical
 
@@ -27,7 +27,7 @@ class LossBalance(Guard):
     """Judges the medians of the ledger's gradient shares over probes 5-15, once for each optimizer of each phase.
 
     Regularisers and terms that are switched off (a declared weight of 0) are listed and not judged. Nothing is
-    collected while a ramp is rising, because all shares change with it.
+    collected while a weight is moving, because all shares change with it.
     """
 
     name = "loss_balance"
@@ -49,7 +49,7 @@ class LossBalance(Guard):
         objectives = [term for term in terms if term.role == "objective" and not _is_off(term)]
         if step.shares is None or key in self.judged or len(objectives) < 2:
             return
-        if any(isinstance(term.weight, Ramp) and step.time < term.weight.end for term in terms):
+        if any(isinstance(term.weight, Moving) and step.time < term.weight.end for term in terms):
             return
         # Without any gradient (a flat batch), or with one that is not finite, a batch has nothing to say about shares.
         if not sum(entry.grad_share for entry in step.shares) > 0:
@@ -82,7 +82,7 @@ class LossBalance(Guard):
 def _is_off(term: LossTerm) -> bool:
     """Whether the term was switched off on purpose."""
     weight = term.weight
-    return (weight.target if isinstance(weight, Share) else weight.to if isinstance(weight, Ramp) else weight) == 0
+    return (weight.target if isinstance(weight, Share) else weight.to if isinstance(weight, Moving) else weight) == 0
 
 
 def _cure(objectives: Sequence[LossTerm], dominant: str, inert: str, *, has_gradient: bool) -> str:
@@ -95,7 +95,7 @@ def _cure(objectives: Sequence[LossTerm], dominant: str, inert: str, *, has_grad
         return (
             f"{verb.capitalize()} the target gradient share of {extra.name}, which is {_percent(extra.weight.target)}."
         )
-    weight = extra.weight.to if isinstance(extra.weight, Ramp) else extra.weight
+    weight = extra.weight.to if isinstance(extra.weight, Moving) else extra.weight
     if extra.at is not None:  # a share is one of the gradient at the prediction
         return f"{verb.capitalize()} the weight of {extra.name}, which is {weight:g}."
     if extra.name == inert:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from nbhelpers.training.guards.guard import Epoch, Finding, Guard, Step
-from nbhelpers.training.weights import Ramp
+from nbhelpers.training.weights import Ramp, Scheduled
 
 IN_A_ROW = 10  # skipped steps; a scaler that starts at 65536 skips fewer in a healthy fp16 run
 TRAIN_SPIKE = 10.0  # times the running median; batches differ, dry ones from wet ones by much
@@ -65,6 +65,7 @@ class LossSpike(Guard):
 
     totals: dict[str, list[float]] = field(default_factory=dict)  # the latest, by phase and optimizer
     objectives: list[str] = field(default_factory=list)  # the terms that are minimised
+    scheduled: dict[str, list[float]] = field(default_factory=dict)  # weights that a loss scheduler moves, likewise
 
     def on_step(self, step: Step) -> Iterator[Finding]:
         self.objectives = sorted({*self.objectives, *(t.name for t in step.update.terms if t.role == "objective")})
@@ -73,6 +74,9 @@ class LossSpike(Guard):
         if any(ramp.start <= step.time < ramp.end for ramp in ramps):
             self.totals[key] = []  # the loss rises with its weights, which says nothing
             return
+        scheduled = [t.weight.at(step.time) for t in step.update.terms if isinstance(t.weight, Scheduled)]
+        if scheduled != self.scheduled.setdefault(key, scheduled):
+            self.totals[key], self.scheduled[key] = [], scheduled
         if not math.isfinite(step.total):
             return
         totals = self.totals.setdefault(key, [])

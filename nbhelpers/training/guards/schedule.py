@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch.optim.lr_scheduler import LRScheduler
 
+from nbhelpers.training.flexible import FlexibleScheduler, earliest_finish
 from nbhelpers.training.guards.guard import Epoch, Finding, Guard, Rehearsal
 from nbhelpers.training.guards.horizon import horizon
 from nbhelpers.training.task import Phase
@@ -25,9 +27,13 @@ class Schedule(Guard):
     def before(self, rehearsal: Rehearsal) -> Iterator[Finding]:
         epochs = sum(phase.epochs for phase in rehearsal.task.phases)
         terms = [term for update, _ in rehearsal.updates for term in update.terms]
-        ramps = {term.name: term.weight.end for term in terms if isinstance(term.weight, Ramp)}
-        yield from self._ramps(rehearsal.step, ramps, epochs)
-        yield from self._patience(rehearsal, ramps, epochs)
+        ends = {term.name: term.weight.end for term in terms if isinstance(term.weight, Ramp)}
+        yield from self._ramps(rehearsal.step, ends, epochs)
+        if (scheduler := rehearsal.task.loss_scheduler) is not None:
+            end = earliest_finish(scheduler.params)
+            yield from self._hand_over(rehearsal.step, scheduler, end, epochs)
+            ends[scheduler.params.target] = math.inf if end is None else end
+        yield from self._patience(rehearsal, ends, epochs)
         for phase in rehearsal.task.phases:
             for name, scheduler in phase.schedulers.items():
                 yield from self._learning_rate(rehearsal, phase, name, scheduler)
@@ -42,17 +48,30 @@ class Schedule(Guard):
                     cure="Shorten the ramp or train for more epochs.",
                 )
 
-    def _patience(self, rehearsal: Rehearsal, ramps: Mapping[str, float], epochs: int) -> Iterator[Finding]:
+    def _hand_over(
+        self, step: int, scheduler: FlexibleScheduler, end: int | None, epochs: int
+    ) -> Iterator[Finding]:
+        if end is None or end > epochs:
+            params = scheduler.params
+            yield self.stop(
+                step,
+                f"the hand-over of weight from {params.source!r} to {params.target!r} cannot finish in this run",
+                evidence=f"it needs {'for ever' if end is None else f'{end} epochs'} even if {params.monitor_metric} never "
+                f"improves, the run has {epochs}",
+                cure="Lower warmup_epochs, min_epochs or patience, raise transition_step, or train for more epochs.",
+            )
+
+    def _patience(self, rehearsal: Rehearsal, ends: Mapping[str, float], epochs: int) -> Iterator[Finding]:
         monitor = rehearsal.task.monitor
         if monitor.patience is None:
             return
-        last = max(ramps, key=lambda name: ramps[name], default=None)
-        if last is not None and monitor.armed_after < ramps[last]:
+        last = max(ends, key=lambda name: ends[name], default=None)
+        if last is not None and monitor.armed_after < ends[last]:
             yield self.stop(
                 rehearsal.step,
                 f"early stopping counts epochs in which the weight of loss term {last!r} is still rising",
-                evidence=f"armed after {monitor.armed_after} epochs, the ramp ends at {ramps[last]:g}",
-                cure="Set armed_after to the end of the ramp or later.",
+                evidence=f"armed after {monitor.armed_after} epochs, its weight stands from epoch {ends[last]:g} on",
+                cure="Set armed_after to that epoch or later.",
             )
         if monitor.armed_after + monitor.patience >= epochs:
             yield self.stop(
@@ -136,15 +155,20 @@ class UnknownMonitor(Guard):
     exit_code = 2
 
     def before(self, rehearsal: Rehearsal) -> Iterator[Finding]:
-        wanted = rehearsal.task.monitor.metric
-        if rehearsal.evaluation is not None and wanted not in rehearsal.evaluation.metrics:
-            known = sorted(rehearsal.evaluation.metrics)
-            yield self.stop(
-                rehearsal.step,
-                f"{wanted!r} is not among the validation metrics: choose one of {', '.join(known)}",
-                evidence=f"{len(known)} metrics after scoring the untrained model",
-                cure="Set monitor to one of these.",
-            )
+        if rehearsal.evaluation is None:
+            return
+        known = sorted(rehearsal.evaluation.metrics)
+        wanted = {"monitor": rehearsal.task.monitor.metric}
+        if (scheduler := rehearsal.task.loss_scheduler) is not None:
+            wanted["the loss scheduler's monitor_metric"] = scheduler.params.monitor_metric
+        for setting, metric in wanted.items():
+            if metric not in known:
+                yield self.stop(
+                    rehearsal.step,
+                    f"{metric!r} is not among the validation metrics: choose one of {', '.join(known)}",
+                    evidence=f"{len(known)} metrics after scoring the untrained model",
+                    cure=f"Set {setting} to one of these.",
+                )
 
 
 def _plain(optimizer: Any) -> Any:

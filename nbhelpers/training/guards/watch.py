@@ -15,6 +15,7 @@ from nbhelpers.training.guards.blank import BlankPredictions
 from nbhelpers.training.guards.finite import LossSpike, NotFinite
 from nbhelpers.training.guards.gradients import DeadGradients
 from nbhelpers.training.guards.guard import Epoch, Finding, Guard, GuardStop, Rehearsal, Step
+from nbhelpers.training.guards.hand_over import HandOver
 from nbhelpers.training.guards.leakage import Leakage
 from nbhelpers.training.guards.memory import MemoryGrowth
 from nbhelpers.training.guards.missing import MissingValues
@@ -44,6 +45,7 @@ def all_guards() -> list[Guard]:
         LossBalance(),
         LossSpike(),
         SchedulerNotStepped(),
+        HandOver(),
         NoSkill(),
         BlankPredictions(),
         MemoryGrowth(),

@@ -1,0 +1,1 @@
+"""Numerics that two or more stages share; they know fields, and no stage."""

@@ -1,0 +1,1 @@
+"""Stage 4: turbulence surrogates with field, spectrum and scheduled losses."""

@@ -1,0 +1,56 @@
+"""A run's rollouts on disk, in the layout of the data: what reads the simulations reads the forecasts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from nbhelpers.core.errors import UserError
+from nbhelpers.stages.neural_operator import layout
+from nbhelpers.training.run import writing
+
+if TYPE_CHECKING:
+    from nbhelpers.stages.neural_operator.task import OperatorTask
+
+FORECASTS = "forecasts"  # the folder in a run's folder
+
+
+def write_forecasts(task: OperatorTask, path: Path, *, split: str, checkpoint: str) -> int:
+    """Write the rollout of every window of a split as a simulation of its own; returns their number.
+
+    Frame 0 is the last frame that the model was given. Each ``description.json`` says which simulation and frame it
+    starts from, and by which checkpoint it was made; the constants of the set are in ``dataset.json``.
+
+    Raises:
+        UserError: the folder exists and holds something.
+    """
+    path = Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path} exists already: delete it, or choose another folder with --to.")
+    collection, n_in, number = task.collection, task.config.n_in, 0
+    stride = task.config.sequence_length[1]
+    with writing(path):
+        for batch in task.batches(split, 0):
+            given = task.to_model(batch.frames)[:, n_in - 1 : n_in]
+            frames = task.to_units(torch.cat([given, task.forecast(batch).rollout], 1)).cpu().numpy()
+            for one, name, start in zip(frames, batch.simulations, batch.starts, strict=True):
+                fields, begin = {}, 0
+                for field, count in collection.store.channels.items():
+                    part = one[:, begin : begin + count]
+                    fields[field], begin = part if count > 1 else part[:, 0], begin + count
+                description = {
+                    "Simulation": name, "First Frame": start + (n_in - 1) * stride, "Checkpoint": checkpoint,
+                }  # fmt: skip
+                layout.write_simulation(path, number, fields, description=description)
+                number += 1
+        record = {
+            "set": f"forecasts of {collection.facts.name}",
+            "lengths": list(collection.facts.lengths),
+            "periodic": collection.facts.periodic,
+            "frame_gap": collection.facts.frame_gap * stride,
+        }
+        (path / layout.DATASET).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return number

@@ -1,0 +1,73 @@
+"""The loss of a run: which functions it adds up, and with which weights.
+
+A new loss is one function here in ``loss_functions`` and one line in :class:`LossParams`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from torch import Tensor
+
+from nbhelpers.stages.neural_operator.config import Config
+from nbhelpers.stages.neural_operator.field_losses import divergence_penalty, field_error, sobolev
+from nbhelpers.stages.neural_operator.spectral_losses import relative_log, spectral_power, spectrum_error
+from nbhelpers.stages.neural_operator.verification import Domain
+from nbhelpers.training.flexible import FlexibleScheduler
+from nbhelpers.training.task import LossTerm
+from nbhelpers.training.weights import Scheduled, Share, Weight
+
+YARDSTICK = "field_error"  # the term in whose magnitude the weights of the others are given
+REGULARISERS = ("divergence",)
+
+
+def loss_functions(target: Tensor, domain: Domain, valid: Tensor | None) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Every loss by name, as a function of the prediction.
+
+    Args:
+        target: ``(B, T, C, H, W)`` in model units.
+        valid: ``(B, H, W)`` bool, False inside obstacles.
+    """
+    spectral = {"target": target, "lengths": domain.lengths, "window": domain.window, "valid": valid}
+    found = {
+        "field_error": partial(field_error, target=target, valid=valid),
+        "spectrum_error": partial(spectrum_error, **spectral),
+        "relative_log": partial(relative_log, **spectral),
+        "sobolev": partial(sobolev, target=target, lengths=domain.lengths),
+        "spectral_power": partial(spectral_power, **spectral),
+    }
+    return found if domain.velocity is None else {**found, "divergence": partial(_divergence, domain=domain)}
+
+
+def _divergence(prediction: Tensor, domain: Domain) -> Tensor:
+    velocity = domain.velocity_of(prediction)
+    return divergence_penalty(velocity, lengths=domain.lengths)
+
+
+def weights_of(config: Config, scheduler: FlexibleScheduler | None) -> dict[str, Weight]:
+    """The weights of the terms that the loss has, as the settings declare them."""
+    found: dict[str, Weight] = {name: weight for name, weight in vars(config.loss).items() if weight > 0}
+    if scheduler is not None:
+        found |= {name: Scheduled(scheduler, name) for name in (scheduler.params.source, scheduler.params.target)}
+    if config.spectrum_share is not None:
+        found["spectrum_error"] = Share(config.spectrum_share)
+    return found
+
+
+def loss_terms(
+    config: Config, weights: Mapping[str, Weight], functions: Mapping[str, Callable[[Tensor], Tensor]]
+) -> tuple[LossTerm, ...]:
+    """The summands of the loss; the yardstick comes first."""
+    relative = config.normalise == "running" and YARDSTICK in weights
+    order = sorted(weights, key=lambda name: name != YARDSTICK)
+    return tuple(
+        LossTerm(
+            name,
+            functions[name],
+            weights[name],
+            "regulariser" if name in REGULARISERS else "objective",
+            relative_to=YARDSTICK if relative and name != YARDSTICK else None,
+        )
+        for name in order
+    )

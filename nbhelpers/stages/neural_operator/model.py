@@ -1,0 +1,84 @@
+"""One step in time: the network, what it is given, and the constraints that its answer must fulfil."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from nbhelpers.core.errors import UserError
+from nbhelpers.stages.neural_operator.config import Config
+from nbhelpers.stages.neural_operator.constraints import keep_mean, leray
+from nbhelpers.stages.neural_operator.factorised import FFNO2d
+from nbhelpers.stages.neural_operator.fno import FNO2d
+from nbhelpers.stages.neural_operator.unet import UNet2d
+from nbhelpers.stages.neural_operator.verification import Domain
+
+PADDING = 0.125  # of a domain that is not periodic: what the Fourier layers would wrap around falls into it
+
+
+class Stepper(nn.Module):
+    """The next frame from the last ``n_in``, in model units.
+
+    Args:
+        channels: of a frame.
+        conditions: numbers that a simulation is known by (Reynolds, Mach, …), given as constant channels; 0: none.
+        domain: lengths and scales, for the projection.
+
+    Raises:
+        UserError: a projection of a flow that has no velocity.
+    """
+
+    def __init__(self, config: Config, *, channels: int, conditions: int, domain: Domain):
+        super().__init__()
+        if config.divergence_free and domain.velocity is None:
+            raise UserError(f"divergence_free needs the field velocity, found fields {config.fields}: add it.")
+        self.n_in, self.conditions, self.domain = config.n_in, conditions, domain
+        self.predicts, self.divergence_free, self.keep_mean = config.predicts, config.divergence_free, config.keep_mean
+        self.net = _network(config, config.n_in * channels + conditions, channels, periodic=domain.window == "none")
+
+    def extra_repr(self) -> str:
+        """What no shape of a weight shows; part of the architecture hash."""
+        return (
+            f"predicts={self.predicts}, divergence_free={self.divergence_free}, keep_mean={self.keep_mean}, "
+            f"net={type(self.net).__name__}({self.net.extra_repr()})"
+        )
+
+    def forward(self, frames: Tensor, conditions: Tensor | None) -> Tensor:
+        """``(B, C, H, W)`` after ``(B, n_in, C, H, W)``; ``conditions`` is ``(B, P)``, standardised."""
+        last = frames[:, -1]
+        given = frames.flatten(1, 2)
+        if self.conditions:
+            assert conditions is not None
+            constant = conditions[:, :, None, None].expand(-1, -1, *frames.shape[-2:])
+            given = torch.cat([given, constant], 1)
+        answer = self.net(given)
+        if self.predicts == "change":
+            answer = last + answer
+        if self.divergence_free:
+            answer = self._projected(answer)
+        return keep_mean(answer, last) if self.keep_mean else answer
+
+    def _projected(self, answer: Tensor) -> Tensor:
+        assert self.domain.velocity is not None
+        scales = answer.new_tensor([self.domain.scales[channel] for channel in self.domain.velocity])[:, None, None]
+        velocity = leray(self.domain.velocity_of(answer), self.domain.lengths) / scales
+        parts = list(answer.unbind(1))
+        for channel, part in zip(self.domain.velocity, velocity.unbind(1), strict=True):
+            parts[channel] = part
+        return torch.stack(parts, 1)
+
+
+def _network(config: Config, channels_in: int, channels_out: int, *, periodic: bool) -> nn.Module:
+    if config.model == "unet":
+        return UNet2d(
+            channels_in=channels_in,
+            channels_out=channels_out,
+            width=config.width,
+            depth=config.layers,
+            periodic=periodic,
+        )
+    shape = {"channels_in": channels_in, "channels_out": channels_out, "width": config.width}
+    spectral = {"modes": config.modes, "layers": config.layers, "grid": config.coordinates}
+    if config.model == "ffno":
+        return FFNO2d(**shape, **spectral)
+    return FNO2d(**shape, **spectral, padding=0.0 if periodic else PADDING)
