@@ -9,11 +9,13 @@ from side_by_side import record, side_by_side
 from nbhelpers.training.flexible import FlexibleScheduler, SchedulerParams
 
 STEPS, TRAINING_STEP = 2000, 0.01  # calls timed together; seconds
-metrics = {"field_error": 0.3, "spectrum_error": 2.0}  # a metric that stalls: every branch is taken
+# Weight moves after every other epoch, all the way: more work than a real plan ever has.
+PARAMS = SchedulerParams(patience=2, transition_step=7e-4, adaptive_step=False, max_consecutive_adaptations=STEPS)
+metrics = {"field_error": 0.3, "spectrum_error": 2.0}
 
 
 def scheduler_steps() -> None:
-    scheduler = FlexibleScheduler(SchedulerParams())
+    scheduler = FlexibleScheduler(PARAMS)
     for epoch in range(1, STEPS + 1):
         scheduler.step(epoch, metrics)
         scheduler.get_loss_weights()

@@ -92,8 +92,7 @@ class SchedulerParams:
         """Weights of source and target at the end: rescaled to the initial total, then the target's cut to its cap."""
         total = self.initial_weight_source + self.initial_weight_target
         part = self.final_weight_target / (self.final_weight_source + self.final_weight_target)
-        target = min(total * part, self.max_weight_target)
-        return total - target, target
+        return _weights(self, min(total * part, self.max_weight_target))
 
     def replace(self, changes: Mapping[str, Any], *, source: str) -> SchedulerParams:
         """A checked copy with ``changes``, which come from ``source``."""
@@ -336,7 +335,8 @@ def _targets(params: SchedulerParams) -> list[float]:
 
 
 def _weights(params: SchedulerParams, target: float) -> tuple[float, float]:
-    return params.initial_weight_source + params.initial_weight_target - target, target
+    # In this order the weights before the first step are exactly those given.
+    return max(0.0, params.initial_weight_source - (target - params.initial_weight_target)), target
 
 
 def _monitored(name: str, known: Iterable[str]) -> None:

@@ -84,13 +84,14 @@ def stalling(params: SchedulerParams, epochs: int) -> list[float]:
 @given(plans(), metrics)
 def test_weights_are_monotone_bounded_and_keep_their_total(params: SchedulerParams, metric: list[float]) -> None:
     _, weights = run(params, metric)
+    assert weights[0] == (params.initial_weight_source, params.initial_weight_target)
     total = params.initial_weight_source + params.initial_weight_target
     source_end, target_end = params.final_weights
     for (source, target), (next_source, next_target) in zip(weights, weights[1:], strict=False):
         assert next_source <= source and next_target >= target
     for source, target in weights:
         assert source + target == pytest.approx(total, rel=1e-12)
-        assert source_end <= source <= params.initial_weight_source * (1 + 1e-12)
+        assert source_end <= source <= params.initial_weight_source
         assert params.initial_weight_target <= target <= target_end <= params.max_weight_target
 
 
@@ -233,7 +234,9 @@ def test_a_noisy_plateau_is_seen() -> None:
 
 
 def test_increase_does_not_act_on_a_plateau() -> None:
-    assert run(SchedulerParams(trigger="increase"), [0.3] * 300)[0].events == []
+    params = SchedulerParams(trigger="increase", ema_beta=0.0)
+    assert run(params, [0.3] * 300)[0].events == []
+    assert len(run(params, [0.3] * 20 + [0.6] * 300)[0].events) == 1  # one rise is one step
 
 
 def test_epoch_needs_no_metric() -> None:
@@ -347,6 +350,7 @@ def test_an_infeasible_plan_says_the_numbers_and_the_cure() -> None:
         "the hand-over ends after epoch 55 at the earliest (warm-up 5, first of 10 steps after epoch 10, 5 epochs "
         "apart), but the run has 40: lower patience to 3, raise transition_step (now 0.1), or train longer"
     )
+    assert infeasible(SchedulerParams(), 55) is None and infeasible(SchedulerParams(), 54)
     assert infeasible(SchedulerParams(patience=3), 40) is None and infeasible(SchedulerParams(patience=4), 40)
     assert "lower warmup_epochs or min_epochs" in str(infeasible(SchedulerParams(), 8))
     pausing = replace(SchedulerParams(), max_consecutive_adaptations=9)
@@ -374,9 +378,17 @@ def test_a_state_that_does_not_belong_is_refused() -> None:
             {**state, "params": {name: value for name, value in state["params"].items() if name != "mode"}}
         )
     assert fresh.events == []
+
+
+def test_a_state_is_a_copy() -> None:
+    scheduler, _ = run(SchedulerParams(), [0.3] * 12)
+    other = FlexibleScheduler(SchedulerParams())
+    state = scheduler.state_dict()
+    other.load_state_dict(state)
     state["events"].append([13, 0.5, 0.5, "x"])
     state["recent"].append(0.0)
-    assert len(run(SchedulerParams(), [0.3] * 12)[0].events) == 1  # a state is a copy
+    assert len(scheduler.events) == len(other.events) == 1
+    assert scheduler.state_dict() == other.state_dict() and scheduler.state_dict()["recent"] == [0.3] * 3
 
 
 def test_trajectory_wants_a_value_for_each_epoch() -> None:

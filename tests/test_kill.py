@@ -22,6 +22,7 @@ from nbhelpers.stages.perceptual_unet.config import Config
 from nbhelpers.stages.perceptual_unet.task import NowcastTask
 from nbhelpers.training import checkpoint, history, mirror
 from nbhelpers.training.fit import fit
+from nbhelpers.training.flexible import SchedulerParams
 from nbhelpers.training.guards.watch import read_guards
 from nbhelpers.training.opening import open_run
 from nbhelpers.training.run import Run
@@ -33,9 +34,21 @@ PRELOAD = ["nbhelpers.stages.perceptual_unet.task", "nbhelpers.training.fit", "t
 MakeTask = Callable[..., Any]
 
 
+HAND_OVER = SchedulerParams(
+    source="mse", target="slope", monitor_metric="mse", trigger="epoch", patience=1, warmup_epochs=1, min_epochs=1,
+    transition_step=0.3,
+)  # fmt: skip
+
+
 def toy_task(folder: Path, workers: int) -> ToyTask:
-    """Average, accumulation with a partial last window, patience that is counted: all the state there is."""
-    return ToyTask(ToyConfig(epochs=EPOCHS, workers=workers, batch_size=1, accumulate=5, ema_decay=0.9, patience=4))
+    """Average, accumulation with a partial last window, a hand-over of loss weight: all the state there is.
+
+    (That patience is counted is shown by the other one; it may not count during a hand-over.)
+    """
+    config = ToyConfig(
+        epochs=EPOCHS, workers=workers, batch_size=1, accumulate=5, ema_decay=0.9, scheduler=HAND_OVER, relative=True
+    )
+    return ToyTask(config)
 
 
 def nowcast_task(folder: Path, workers: int) -> NowcastTask:

@@ -40,7 +40,7 @@ def turbulence(
     generator = torch.Generator().manual_seed(seed)
     dims = len(shape) - 3
     noise = torch.randn(shape, generator=generator, dtype=torch.float64)
-    radius = spectra.sum_of([k.square() for k in spectra.wavenumbers(shape[3:])]).sqrt()
+    radius = spectra.squared_wavenumber(shape[3:]).sqrt()
     axes = tuple(range(-dims, 0))
     modes = torch.fft.rfftn(noise, dim=axes) * radius.clamp(min=1) ** (-(slope + dims - 1) / 2) * (radius > 0)
     field = torch.fft.irfftn(modes, s=shape[3:], dim=axes)
@@ -182,10 +182,9 @@ def test_units_do_not_change_the_spectrum_error_and_do_change_the_older_one(wind
 
 def test_lengths_reach_the_shells() -> None:
     target = turbulence(10, (1, 1, 1, 64, 32), dtype=torch.float64)
-    prediction = target.clone()
-    k = spectra.wavenumbers((64, 32), lengths=(1.0, 1.0))
-    modes = torch.fft.rfft2(prediction)
-    modes[..., (k[0].square() + k[1].square()).sqrt().round() == 6] *= 2
+    radius = spectra.squared_wavenumber((64, 32), lengths=(1.0, 1.0)).sqrt()
+    modes = torch.fft.rfft2(target)
+    modes[..., radius.round() == 6] *= 2
     prediction = torch.fft.irfft2(modes, s=(64, 32))
     squares, _ = shell_log_errors(prediction, target, lengths=(1.0, 1.0))
     expected = torch.zeros(1, 1, 1, 10, dtype=torch.float64)
@@ -211,7 +210,7 @@ def test_phases_do_not_count() -> None:
 def test_what_lies_below_the_floor_counts_as_the_floor() -> None:
     smooth = turbulence(14, dtype=torch.float64)
     modes = torch.fft.rfft2(smooth)
-    radius = spectra.sum_of([k.square() for k in spectra.wavenumbers((64, 64))]).sqrt()
+    radius = spectra.squared_wavenumber((64, 64)).sqrt()
     fine = torch.where(modes == 0, 0, modes / modes.abs()) * (radius.round() > 14)
     # Both leave less than 1e-7 of the total beyond shell 14.
     dust, more_dust = (torch.fft.irfft2(modes * (radius.round() <= 14) + level * fine) for level in (1e-3, 1e-2))
@@ -339,6 +338,12 @@ def test_extreme_fields_give_finite_values_and_gradients(loss: Callable[..., Ten
     assert value.shape == () and value.dtype == torch.float32 and value.isfinite()
     value.backward()
     assert prediction.grad is not None and prediction.grad.isfinite().all()
+
+
+def test_high_orders_of_huge_fields_are_finite() -> None:
+    target, prediction = FRAMES["usual"], turbulence(31, (1, 2, 2, 32, 32))
+    expected = sobolev(prediction, target, order=4)
+    torch.testing.assert_close(sobolev(1e18 * prediction, 1e18 * target, order=4), expected)
 
 
 @pytest.mark.parametrize("frames", FRAMES)

@@ -29,12 +29,12 @@ SIZES = [(16, 16), (24, 40), (15, 21), (32, 17), (4, 6), (5, 4)]
 
 
 def built(name: str, **more: object) -> nn.Module:
-    """A model with every parameter random: some start at zero, and would hide mistakes."""
+    """A model with every parameter random and of weight: some start at zero or nearly so, and would hide mistakes."""
     torch.manual_seed(0)
     model = BUILD[name](**more)
-    for parameter in model.parameters():
-        if not parameter.any():
-            nn.init.normal_(parameter, std=0.3)
+    for parameter_name, parameter in model.named_parameters():
+        if not parameter.any() or "spectral" in parameter_name:
+            nn.init.normal_(parameter, std=0.25)
     return model
 
 
@@ -198,7 +198,7 @@ def test_one_function_at_two_resolutions(name: str, grid: bool) -> None:
     with torch.no_grad():
         coarse, fine = model(waves((32, 48))), model(waves((64, 96)))
     error = (fine[..., ::2, ::2] - coarse).norm() / coarse.norm()
-    assert error < (5e-2 if grid else 2e-4)
+    assert error < (5e-2 if grid else 5e-4)
 
 
 @pytest.mark.parametrize(("name", "more"), [("fno", {"grid": False}), ("ffno", {"grid": False}), ("unet", {})])
@@ -332,5 +332,5 @@ def test_darcy_learnt_at_16_points_holds_at_32(real_data: Path) -> None:
         with torch.no_grad():
             reached[name] = relative_l2(model(x_test) * std + mean, y_test)
         assert relative_l2(average, y_test) > 0.48  # the mean field of the training set: 0.487 and 0.494
-    assert reached["test_16"] < 0.14  # 0.121 when written; 0.107 after ten passes
-    assert reached["test_32"] < 0.17  # 0.147; 0.135
+    assert reached["test_16"] < 0.14  # 0.121 when written; 0.105 after ten passes
+    assert reached["test_32"] < 0.17  # 0.143; 0.130

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from nbhelpers.core.fields import Affine, Field
 from nbhelpers.training.fit import Fitted, fit
+from nbhelpers.training.flexible import FlexibleScheduler, SchedulerParams
 from nbhelpers.training.metrics import Metric, mean_metric
 from nbhelpers.training.opening import open_run
 from nbhelpers.training.run import Run
@@ -33,7 +34,7 @@ from nbhelpers.training.task import (
     Update,
     Verdict,
 )
-from nbhelpers.training.weights import Share
+from nbhelpers.training.weights import Scheduled, Share, Weight
 
 SIZE = 8
 COUNTS = {"train": 24, "val": 8, "test": 8}  # fields in each split
@@ -53,6 +54,8 @@ class ToyConfig:
     width: int = 1  # input channels of the convolution: copies of the field
     slope_weight: float | None = None  # a plain weight instead of slope_share
     slope_share: float = 0.1
+    scheduler: SchedulerParams | None = None  # hands weight from mse to slope, or between what it names
+    relative: bool = False  # the slope's weight is in units of the mse's running magnitude
     grad_clip: float = 1.0
     accumulate: int = 1
     batch_size: int = 6  # of the training split
@@ -85,7 +88,7 @@ class ToyTask:
         self.fields: Mapping[str, Field] = {"input": field, "target": field}
         self.nulls: Mapping[str, Predictor] = {"as_it_is": lambda batch: batch[0], "zero": lambda batch: batch[0] * 0}
         self.monitor = Monitor(config.monitor, config.mode, config.patience, config.armed_after)
-        self.loss_scheduler = None
+        self.loss_scheduler = None if config.scheduler is None else FlexibleScheduler(config.scheduler)
         self.event_level: float | None = None
 
     def to(self, device: torch.device) -> None:
@@ -120,11 +123,20 @@ class ToyTask:
         yield Update("net", prediction, self.terms(clean), target=clean)
 
     def terms(self, clean: Tensor) -> tuple[LossTerm, ...]:
-        weight = Share(self.config.slope_share) if self.config.slope_weight is None else self.config.slope_weight
-        slope = clean.diff(dim=-1)
+        weights: dict[str, Weight] = {"mse": 1.0, "slope": Share(self.config.slope_share)}
+        if self.config.slope_weight is not None:
+            weights["slope"] = self.config.slope_weight
+        if self.loss_scheduler is not None:
+            weights = {name: Scheduled(self.loss_scheduler, name) for name in weights}
+        slope, relative_to = clean.diff(dim=-1), "mse" if self.config.relative else None
         return (
-            LossTerm("mse", lambda prediction: (prediction - clean).square().mean(), 1.0),
-            LossTerm("slope", lambda prediction: (prediction.diff(dim=-1) - slope).square().mean(), weight),
+            LossTerm("mse", lambda prediction: (prediction - clean).square().mean(), weights["mse"]),
+            LossTerm(
+                "slope",
+                lambda prediction: (prediction.diff(dim=-1) - slope).square().mean(),
+                weights["slope"],
+                relative_to=relative_to,
+            ),
         )
 
     @torch.no_grad()

@@ -128,6 +128,16 @@ def modes_per_shell(
     return torch.bincount(shell.flatten(), weights.expand_as(shell).flatten(), minlength=n_shells + 2)
 
 
+def shell_numbers(shape: Sequence[int], *, lengths: Lengths = None) -> Tensor:
+    """``(..., H, W//2 + 1)`` int64 entry of :func:`shell_energy` that each of the :func:`coefficients` is summed in.
+
+    0 for the mean, n for shell n, and one more than the number of resolved shells for all beyond the cut-off.
+    """
+    sides = _sides(tuple(shape), lengths)
+    n_shells = resolved_shells(shape, lengths=sides)
+    return _shells(tuple(shape), sides, max(sides), n_shells, torch.device("cpu"))[0].clone()
+
+
 def hann(shape: Sequence[int]) -> Tensor:
     """Product of Hann windows, 0 at all edges, of the given shape; float64."""
     window = torch.ones((), dtype=torch.float64)
@@ -177,12 +187,10 @@ def multiplicity(shape: Sequence[int]) -> Tensor:
     return columns
 
 
-def sum_of(tensors: Sequence[Tensor]) -> Tensor:
-    """Sum of tensors that broadcast together."""
-    total = tensors[0]
-    for tensor in tensors[1:]:
-        total = total + tensor
-    return total
+def squared_wavenumber(shape: Sequence[int], *, lengths: Lengths = None, derivative: bool = False) -> Tensor:
+    """``(..., H, W//2 + 1)`` |k|² in squared fundamentals, float64; arguments as :func:`wavenumbers`."""
+    along = torch.broadcast_tensors(*wavenumbers(shape, lengths=lengths, derivative=derivative))
+    return torch.stack(along).square().sum(0)
 
 
 def _sides(shape: tuple[int, ...], lengths: Lengths) -> tuple[float, ...]:
@@ -201,7 +209,6 @@ def _shells(
 ) -> tuple[Tensor, Tensor]:
     """``(..., H, W//2 + 1)`` entry that each mode of the half plane is summed in, and its :func:`multiplicity`."""
     with torch.inference_mode(False), torch.device("cpu"):  # made in validation, it must serve training as well
-        squares = sum_of([k.square() for k in wavenumbers(shape, lengths=sides)])
-        radius = squares.sqrt() * (wavelength / max(sides))
+        radius = squared_wavenumber(shape, lengths=sides).sqrt() * (wavelength / max(sides))
         shell = torch.floor(radius + 0.5 + TIES).long().clamp(max=n_shells + 1)
         return shell.to(device), multiplicity(shape).to(device)

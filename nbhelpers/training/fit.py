@@ -21,6 +21,7 @@ from nbhelpers.core.errors import UserError
 from nbhelpers.core.runtime import is_notebook, pick_device, pick_precision, seed_everything
 from nbhelpers.training import history
 from nbhelpers.training.ema import Ema
+from nbhelpers.training.flexible import FlexibleScheduler
 from nbhelpers.training.guards.guard import Epoch, GuardStop, Step
 from nbhelpers.training.guards.memory import measure, out_of_memory
 from nbhelpers.training.guards.rehearsal import rehearse
@@ -276,9 +277,7 @@ def _hand_over(task: Task, row: Mapping[str, Any], scored: Evaluation) -> dict[s
     if scheduler is None:
         return {}
     used = {f"schedule_{name}": weight for name, weight in scheduler.get_loss_weights().items()}
-    if scheduler.step(row["epoch"], values(scored.metrics)):
-        weights = ", ".join(f"{name} {weight:.3g}" for name, weight in scheduler.get_loss_weights().items())
-        tqdm.write(f"loss scheduler: {scheduler.events[-1][3]}; from now on {weights}")
+    scheduler.step(row["epoch"], values(scored.metrics))
     return used
 
 
@@ -291,9 +290,15 @@ def _finish_epoch(session: Session, phase: Phase, row: dict[str, Any], scored: E
         progress.best, progress.stale = monitored, 0
     elif row["epoch"] > task.monitor.armed_after:
         progress.stale += 1
+    moved = _moved(task.loss_scheduler, row["epoch"])
+    if moved is not None:
+        # What was best under other weights is no measure of what comes: the best is one of those with the last weights.
+        progress.best, progress.stale = None, 0
     progress.epoch, progress.batch, progress.seconds, progress.sums = row["epoch"], 0, 0.0, EpochSums()
     history.append_rows(run.history_file, [row])
     _tell(task, row, session.epochs, is_best)
+    if moved is not None:
+        print(moved, flush=True)
     rows = history.read_rows(run.history_file)
     session.watch.on_epoch(Epoch(task, session.modules, phase, row["epoch"], progress.step, steps, rows, scored))
     session.save(best=is_best or progress.best is None)
@@ -302,6 +307,14 @@ def _finish_epoch(session: Session, phase: Phase, row: dict[str, Any], scored: E
             f"Stopped early: val_{task.monitor.metric} has not improved for {task.monitor.patience} epochs. The best "
             "checkpoint is the one from before; a larger patience goes on from here."
         )
+
+
+def _moved(scheduler: FlexibleScheduler | None, epoch: int) -> str | None:
+    """What the loss scheduler did after this epoch, in words; None if it moved nothing."""
+    if scheduler is None or not scheduler.events or scheduler.events[-1][0] != epoch:
+        return None
+    weights = ", ".join(f"{name} {weight:.3g}" for name, weight in scheduler.get_loss_weights().items())
+    return f"loss weights from now on: {weights} ({scheduler.events[-1][3]})"
 
 
 def _tell(task: Task, row: Mapping[str, Any], total_epochs: int, is_best: bool) -> None:

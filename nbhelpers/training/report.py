@@ -78,7 +78,7 @@ def make_report(
             }
             for null, theirs in scores.items()
         },
-        "ledger": ledger_summary(history.read_rows(run.ledger_file)),
+        "ledger": ledger_summary(history.read_rows(run.ledger_file), since=settled_step(rows)),
         "guards": read_guards(run),
         "device": environment()["device"],
         "train_seconds": sum(row["seconds"] for row in rows),
@@ -143,8 +143,23 @@ def _reference(reference: Run | None, data: Mapping[str, Any]) -> dict[str, Any]
     return other
 
 
-def ledger_summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Medians over the run of what each term contributed; the first probe, of an untrained model, is left out."""
+def settled_step(history_rows: Sequence[Mapping[str, Any]]) -> int:
+    """The step from which on a loss scheduler's weights are those of the run's end; 0 without one."""
+    weights = [{key: value for key, value in row.items() if key.startswith("schedule_")} for row in history_rows]
+    step = 0
+    for row, now, after in zip(history_rows, weights, weights[1:], strict=False):
+        if after != now:
+            step = row["step"]
+    return step
+
+
+def ledger_summary(rows: Sequence[Mapping[str, Any]], *, since: int = 0) -> dict[str, dict[str, float]]:
+    """Medians over the run of what each term contributed; the first probe, of an untrained model, is left out.
+
+    Args:
+        since: the step from which on the weights are those that the run is judged with.
+    """
+    rows = [row for row in rows if row["step"] >= since]
     if rows and rows[-1]["step"] >= 10 * LEDGER_FIRST:  # else the beginning, which is denser, would be most of a run
         rows = [row for row in rows if row["step"] % LEDGER_EVERY == 0]
     by_term: dict[str, list[Mapping[str, Any]]] = {}
@@ -235,12 +250,13 @@ def as_markdown(report: Mapping[str, Any], headlines: Sequence[str], figures: Se
     if any("by_label" in entry for entry in report["metrics"].values()):
         lines += [
             "",
-            "## By lead time or band",
+            "## By lead time, step or band",
             "",
             "Pooled values count every pixel once; the other reduction is the mean of the columns.",
             "",
         ]
-        lines += [md_table(_label_table(report))]
+        for rows in _label_tables(report):
+            lines += [md_table(rows), ""]
     if report["ledger"]:
         lines += ["", "## What each loss term contributed (medians)", ""]
         lines += [
@@ -265,12 +281,22 @@ def as_markdown(report: Mapping[str, Any], headlines: Sequence[str], figures: Se
     return "\n".join(lines) + "\n"
 
 
-def _label_table(report: Mapping[str, Any]) -> list[list[str]]:
-    labelled = {name: entry for name, entry in report["metrics"].items() if "by_label" in entry}
-    labels = list(next(iter(labelled.values()))["by_label"])
+def _label_tables(report: Mapping[str, Any]) -> list[list[list[str]]]:
+    """A table for each set of labels (lead times, bands)."""
+    by_labels: dict[tuple[str, ...], list[str]] = {}
+    for name, entry in report["metrics"].items():
+        if "by_label" in entry:
+            by_labels.setdefault(tuple(entry["by_label"]), []).append(name)
+    return [_label_table(report, names, labels) for labels, names in by_labels.items()]
+
+
+def _label_table(report: Mapping[str, Any], names: Sequence[str], labels: Sequence[str]) -> list[list[str]]:
     rows = [["metric", "of", *labels, "mean"]]
-    for name, entry in labelled.items():
-        everyone = {"model": entry, **{null: scores[name] for null, scores in report["baselines"].items()}}
+    for name in names:
+        everyone = {
+            "model": report["metrics"][name],
+            **{null: scores[name] for null, scores in report["baselines"].items()},
+        }
         for who, scores in everyone.items():
             cells = [_number(scores["by_label"][label]["value"]) for label in labels]
             rows.append([name if who == "model" else "", who, *cells, _number(scores["mean_over_labels"])])

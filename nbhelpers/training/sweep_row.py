@@ -18,7 +18,7 @@ from nbhelpers.training import checkpoint, history
 from nbhelpers.training.checkpoint import Checkpoint
 from nbhelpers.training.fit import fit
 from nbhelpers.training.guards.guard import GuardStop
-from nbhelpers.training.report import ledger_summary
+from nbhelpers.training.report import ledger_summary, settled_step
 from nbhelpers.training.run import Run, writing
 from nbhelpers.training.sweep_scores import Scores, plain
 from nbhelpers.training.task import Task
@@ -51,7 +51,8 @@ def make_row(task: Task, run: Run, *, setting: str, term: str, like: Scores) -> 
         stopped = str(error)
         print(stopped)
     rows = history.read_rows(run.history_file)
-    share = ledger_summary(history.read_rows(run.ledger_file)).get(term, {"value_share": 0.0, "grad_share": 0.0})
+    ledger = ledger_summary(history.read_rows(run.ledger_file), since=settled_step(rows))
+    share = ledger.get(term, {"value_share": 0.0, "grad_share": 0.0})
     record: dict[str, Any] = {
         "setting": setting,
         "seed": task.config.seed,

@@ -7,5 +7,16 @@ Only widgets that ipywidgets 7.7 (Colab) and 8.1 (Kaggle) share. Without a front
 from nbhelpers.widgets.balance import LossBalance, loss_balance
 from nbhelpers.widgets.display import LiveFigure, show, show_table
 from nbhelpers.widgets.grid import SweepPanel, sweep_panel
+from nbhelpers.widgets.hand_over import HandOverPanel, hand_over_panel
 
-__all__ = ["LiveFigure", "LossBalance", "SweepPanel", "loss_balance", "show", "show_table", "sweep_panel"]
+__all__ = [
+    "HandOverPanel",
+    "LiveFigure",
+    "LossBalance",
+    "SweepPanel",
+    "hand_over_panel",
+    "loss_balance",
+    "show",
+    "show_table",
+    "sweep_panel",
+]

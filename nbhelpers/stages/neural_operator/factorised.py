@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -27,9 +26,8 @@ class AxisConv(nn.Module):
 
     def __init__(self, width: int, modes: tuple[int, int]):
         super().__init__()
-        scale = math.sqrt(0.25 / width)  # of the two sums, each brings half of the variance
-        self.along_y = nn.Parameter(torch.randn(modes[0], width, 2 * width) * scale)  # real parts, imaginary parts
-        self.along_x = nn.Parameter(torch.randn(modes[1], width, 2 * width) * scale)
+        self.along_y = nn.Parameter(torch.randn(modes[0], width, 2 * width) / width**2)  # real parts, imaginary parts
+        self.along_x = nn.Parameter(torch.randn(modes[1], width, 2 * width) / width**2)  # as small as in FNO2d
 
     def forward(self, x: Tensor, transforms: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
         """``(B, H, W, C)`` → the same shape; transforms from and to y, from and to x."""

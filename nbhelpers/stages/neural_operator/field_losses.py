@@ -57,8 +57,7 @@ def sobolev(
     """
     check_fields(prediction, target, dims)
     shape = target.shape[-dims:]
-    squares = spectra.sum_of([k.square() for k in spectra.wavenumbers(shape, lengths=lengths)])
-    smoothness = (1 + squares) ** order
+    smoothness = (1 + spectra.squared_wavenumber(shape, lengths=lengths)) ** order
     # Divided by the largest, which the ratio does not see: huge fields would overflow else.
     weights = smoothness / smoothness.max() * spectra.multiplicity(shape)
     axes = tuple(range(-dims, 0))
@@ -96,17 +95,17 @@ def divergence_penalty(velocity: Tensor, *, lengths: spectra.Lengths = None, dim
     largest = velocity.detach().abs().amax((2, *axes), keepdim=True)
     velocity = velocity / torch.where(largest > 0, largest, 1.0)
     shape = velocity.shape[-dims:]
-    along = [k.to(velocity) for k in spectra.wavenumbers(shape, lengths=lengths, derivative=True)]
-    modes = spectra.coefficients(velocity, dims=dims).unbind(2)
+    modes = spectra.coefficients(velocity, dims=dims)
     weights = spectra.multiplicity(shape).to(velocity)
 
     def integral(power: Tensor) -> Tensor:
         return (power * weights).sum(axes)
 
     # Channel 0 is the velocity along x, the last axis.
-    divergence = spectra.sum_of([k * mode for k, mode in zip(reversed(along), modes, strict=True)])
-    squares = spectra.sum_of([k.square() for k in along])
-    gradient = integral(squares * spectra.sum_of([spectra.mode_power(mode) for mode in modes]))
+    along = reversed(spectra.wavenumbers(shape, lengths=lengths, derivative=True))
+    divergence = torch.stack([k.to(velocity) * mode for k, mode in zip(along, modes.unbind(2), strict=True)]).sum(0)
+    squares = spectra.squared_wavenumber(shape, lengths=lengths, derivative=True).to(velocity)
+    gradient = integral(squares * spectra.mode_power(modes).sum(2))
     counted = gradient > SILENT
     return mean_of(integral(spectra.mode_power(divergence)) / torch.where(counted, gradient, 1.0), counted)
 

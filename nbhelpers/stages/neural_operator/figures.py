@@ -143,7 +143,7 @@ def rollout_figure(task: OperatorTask, batch: Batch) -> Figure:
     return figure
 
 
-def _summed_spectra(task: OperatorTask, split: str) -> dict[str, dict[str, NDArray[np.float64]]]:
+def _mean_spectra(task: OperatorTask, split: str) -> dict[str, dict[str, NDArray[np.float64]]]:
     """Energy per shell over channels, the mean over a split, one step ahead and at the end of the rollouts."""
     sums: dict[str, dict[str, Any]] = {"one step": {}, "end of the rollout": {}}
     for batch in task.batches(split, 0):
@@ -152,15 +152,15 @@ def _summed_spectra(task: OperatorTask, split: str) -> dict[str, dict[str, NDArr
         for name, one in fields.items():
             for when, chosen in (("one step", one.one_step), ("end of the rollout", one.rollout[:, -1:])):
                 energy = spectra.shell_energy(chosen, lengths=task.domain.lengths, window=task.domain.window)
-                total = energy[..., 1:-1].sum((0, 1, 2)).double().cpu().numpy()
-                sums[when][name] = sums[when].get(name, 0) + total
-    return sums
+                each = energy[..., 1:-1].sum(2).flatten(0, 1).double().cpu().numpy()  # (frames, shells)
+                sums[when].setdefault(name, []).append(each)
+    return {when: {name: np.concatenate(each).mean(0) for name, each in found.items()} for when, found in sums.items()}
 
 
 def spectrum_figure(task: OperatorTask, *, split: str = "test") -> Figure:
     """Energy spectra of truth and forecasts: where the small scales are lost, or made up."""
     figure = Figure(figsize=(9.5, 3.4), layout="constrained")
-    for axes, (when, curves) in zip(figure.subplots(1, 2, sharey=True), _summed_spectra(task, split).items(), strict=True):
+    for axes, (when, curves) in zip(figure.subplots(1, 2, sharey=True), _mean_spectra(task, split).items(), strict=True):
         for name, energy in curves.items():
             shells = np.arange(1, len(energy) + 1)
             axes.loglog(shells, energy, color=WHO[name], lw=2.2 if name == "truth" else 1.3, label=name)
@@ -172,8 +172,8 @@ def spectrum_figure(task: OperatorTask, *, split: str = "test") -> Figure:
         axes.set_xlabel("wavenumber, waves across the box", fontsize=8)
         axes.tick_params(labelsize=7)
         axes.grid(alpha=0.2, which="both")
-    truth = curves["truth"]
-    figure.axes[0].set_ylim(truth.min() * 0.05, truth.max() * 3)
+    truth = curves["truth"]  # at the end of the rollout, where there is least
+    figure.axes[0].set_ylim(truth.min() * 0.05, truth.max() * 5)
     figure.axes[0].set_ylabel("energy per shell, model units", fontsize=8)
     figure.axes[0].legend(fontsize=7)
     return figure
@@ -240,7 +240,7 @@ def _curves(axes: Sequence[Axes], history: Sequence[Mapping[str, Any]]) -> None:
     for one in axes:
         one.set_xlabel("epoch", fontsize=8)
         one.xaxis.set_major_locator(MaxNLocator(integer=True))
-        one.tick_params(labelsize=7)
+        one.tick_params(labelsize=7, which="both")
         one.grid(alpha=0.25)
 
 

@@ -104,8 +104,10 @@ class SpectralConv2d(nn.Module):
     def __init__(self, width: int, modes: tuple[int, int]):
         super().__init__()
         self.modes = modes
-        # wavenumbers of y in the order 0, 1, …, -2, -1, those of x; last axis: real parts, then imaginary parts
-        self.weight = nn.Parameter(torch.randn(2 * modes[0], modes[1], width, 2 * width) * math.sqrt(0.5 / width))
+        # Wavenumbers of y in the order 0, 1, …, -2, -1, those of x; last axis: real parts, then imaginary parts. As
+        # small as in the paper: with weights that keep the variance, training starts from a rough function and ends
+        # worse (decaying turbulence, 300 steps: relative L2 0.082 instead of 0.058).
+        self.weight = nn.Parameter(torch.randn(2 * modes[0], modes[1], width, 2 * width) / width**2)
 
     def forward(self, x: Tensor, transforms: Transforms) -> Tensor:
         """``(B, H, W, C)`` → the same shape."""

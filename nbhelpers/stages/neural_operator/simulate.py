@@ -128,7 +128,7 @@ def simulate(
     The folder then holds ``sim_%06d/`` (see ``layout.py``) and ``dataset.json``: the settings, and mean and standard
     deviation of every channel over all simulations. That file is written last: a simulation that was killed goes on
     where it stopped, a complete one with the same settings is left as it is. Flow ``k`` depends on ``(seed, k)`` and
-    the settings, not on ``n_simulations``, nor (beyond rounding) on ``batch``.
+    the settings, not on ``n_simulations``, nor (beyond rounding) on ``batch`` or ``device`` (None: the CPU).
 
     A ``solve_size`` finer than ``size`` is brought down by cutting the spectrum; for fno by keeping every n-th point,
     as the benchmark does. The stored velocity is that of the stored vorticity, so it is free of divergence.

@@ -129,9 +129,8 @@ def enstrophy(vorticity: Tensor) -> Tensor:
 
 def dealias(field: Tensor) -> Tensor:
     """The field ``(..., H, W)`` without the modes that the solver does not carry."""
-    size = _size(field)
-    kept = waves(size, (1.0, 1.0), field).cut < 1
-    return torch.fft.irfft2(torch.where(kept, torch.fft.rfft2(field), 0), s=size)
+    kept = waves(_size(field), (1.0, 1.0), field).cut < 1
+    return torch.fft.irfft2(torch.where(kept, torch.fft.rfft2(field), 0), s=_size(field))
 
 
 def courant(vorticity: Tensor, lengths: tuple[float, float], dt: float) -> Tensor:
@@ -174,8 +173,7 @@ def frames(vorticity: Tensor, flow: Flow, *, dt: float, steps_per_frame: int) ->
     """
     size = _size(vorticity)
     step = _stepper(size, flow, dt, vorticity)
-    kept = waves(size, flow.lengths, vorticity).cut < 1
-    spectrum = torch.where(kept, torch.fft.rfft2(vorticity), 0)
+    spectrum = torch.fft.rfft2(dealias(vorticity))
     while True:
         for _ in range(steps_per_frame):
             spectrum = step(spectrum)
@@ -221,8 +219,7 @@ def _stepper(size: tuple[int, int], flow: Flow, dt: float, like: Tensor) -> Call
 
 def tail_share(vorticity: Tensor) -> Tensor:
     """``(B, H, W) -> (B,)``: share of the enstrophy in the last tenth of the resolved wavenumbers."""
-    size = _size(vorticity)
-    cut = waves(size, (1.0, 1.0), vorticity).cut
+    cut = waves(_size(vorticity), (1.0, 1.0), vorticity).cut
     # A column of rfft2 stands for its mirror image too, but for the first (and the Nyquist one, which is cut off).
     power = torch.fft.rfft2(vorticity).abs().square()
     power[..., 1:] *= 2
@@ -236,8 +233,8 @@ def check_resolved(vorticity: Tensor, flow: Flow) -> None:
 
     Enstrophy runs down to the scale where viscosity eats it. If the grid ends before, it piles up at the cut-off and
     the small scales are the truncation's, not the flow's. The measure is :func:`tail_share`: 0.1 when the spectrum
-    is flat. Measured on decaying turbulence beside grids three times as fine, the relative error of the vorticity
-    after five time units of an eddy is about its square root.
+    is flat. Its square root is about the relative error of the vorticity (measured on decaying turbulence beside a
+    grid three times as fine, after five turnover times).
     """
     worst = float(tail_share(vorticity).max())
     if worst > LARGEST_TAIL:
