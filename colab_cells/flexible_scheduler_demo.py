@@ -53,11 +53,7 @@ class SchedulerParams:
     max_consecutive_adaptations: int = 10  # pause after so many steps in a row without improvement, until there is one
 
     def __post_init__(self) -> None:
-        """Check every field.
-
-        Raises:
-            ValueError: one that makes no sense, or a target that would not gain weight.
-        """
+        """Raise a ValueError for a field that makes no sense, or for a target that would not gain weight."""
         for name in ("source", "target", "monitor_metric"):
             self._need(name, "a name", isinstance(getattr(self, name), str) and getattr(self, name) != "")
         self._need("target", f"another term than the source {self.source!r}", self.target != self.source)
@@ -95,22 +91,31 @@ class SchedulerParams:
         return _weights(self, min(total * part, self.max_weight_target))
 
     def replace(self, changes: Mapping[str, Any], *, source: str) -> SchedulerParams:
-        """A checked copy with ``changes``, which come from ``source``."""
+        """A checked copy with ``changes``, which come from ``source``; one final weight alone implies the other."""
         try:
-            return dataclasses.replace(self, **changes)
+            return dataclasses.replace(self, **completed(changes))
         except (TypeError, ValueError) as error:
             raise ValueError(f"{source}: {error}") from error
+
+
+def completed(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``changes`` with both final weights where one is given: they are meant as parts of 1."""
+    names = ("final_weight_source", "final_weight_target")
+    given = [name for name in names if _is_number(changes.get(name))]
+    if len(given) != 1 or not 0 <= changes[given[0]] <= 1 or all(name in changes for name in names):
+        return dict(changes)
+    (other,) = set(names) - set(given)
+    return {**changes, other: 1 - changes[given[0]]}
 
 
 # Starting points for three kinds of flow, to be judged by validation. Each says only where it differs, and why.
 PRESETS: dict[str, dict[str, Any]] = {
     # Transonic wake: shocks and vortices keep the field error falling for long, so it is given more time.
     "tra": {"patience": 8, "warmup_epochs": 10, "min_epochs": 20},
-    # Slices of isotropic turbulence: what enters from the third dimension cannot be predicted, so the field error
-    # stalls soon, and most of what is left to learn lies in small scales: earlier, further, in larger steps.
+    # Slices of isotropic turbulence: what enters from the side cannot be predicted, so the field error stalls soon and
+    # small scales are what is left to learn: earlier, further, in larger steps.
     "iso": {"patience": 4, "final_weight_source": 0.2, "final_weight_target": 0.8, "transition_step": 0.12},
-    # Laminar wake: a few harmonics hold the energy and the shells above are nearly empty, where a large spectral weight
-    # would chase rounding; the field error also falls in small steps to low values.
+    # Laminar wake: the shells above a few harmonics are nearly empty, where a large spectral weight would chase rounding.
     "inc": {"final_weight_source": 0.5, "final_weight_target": 0.5, "min_delta": 5e-4},
 }
 
@@ -133,7 +138,6 @@ class FlexibleScheduler:
         """Check the plan before an epoch is spent on it.
 
         Args:
-            params: the plan.
             known_metrics: names :meth:`step` will be given, if they are known by now.
             epochs: length of the run, if it is known.
 

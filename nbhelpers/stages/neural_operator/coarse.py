@@ -39,8 +39,8 @@ def simulated_settings(task: OperatorTask) -> Settings:
     ours = record.get("version") == VERSION and record.get("set") in get_args(Kind)
     if not ours or wanted - record.keys():
         raise UserError(
-            f"The data in {root} were not simulated by this solver (its version {VERSION} writes how into dataset.json), "
-            "so there is no cost at equal error: measure it on flows made by `data simulate`."
+            f"The data in {root} were not simulated by this solver, whose version {VERSION} notes how in dataset.json: "
+            "there is no solver to compare with at equal error, use flows made by `data simulate`."
         )
     if not facts.periodic:
         raise UserError(f"The flows in {root} are not periodic, which the solver needs: measure its cost on others.")
@@ -50,7 +50,8 @@ def simulated_settings(task: OperatorTask) -> Settings:
             f"The model forecasts {', '.join(other)}, which the solver does not: measure its cost with the fields "
             "velocity and vorticity alone."
         )
-    values = {name: tuple(record[name]) if isinstance(record[name], list) else record[name] for name in wanted}
+    values: dict[str, Any] = {name: record[name] for name in wanted}
+    values |= {name: tuple(values[name]) for name in ("size", "solve_size")}
     return Settings(kind=record["set"], **values)
 
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from nbhelpers.core.errors import UserError
 from nbhelpers.core.settings import replace_checked
 from nbhelpers.stages.neural_operator.loss_params import LossParams, migrate
-from nbhelpers.training.flexible import PRESETS, FlexibleScheduler, SchedulerParams
+from nbhelpers.training.flexible import PRESETS, FlexibleScheduler, SchedulerParams, completed
 
 Profile = Literal["smoke", "quick", "t4", "full"]
 
@@ -132,8 +132,8 @@ class Config:
             raise UserError(f"spectrum_share is {self.spectrum_share}, expected a share between 0 and 1, or none.")
         if self.spectrum_share is not None and (self.scheduler is not None or self.loss.spectrum_error > 0):
             raise UserError(
-                "spectrum_share weights spectrum_error, and so does the scheduler or loss: set one of them (scheduler to "
-                "none, spectrum_error in loss to 0)."
+                "spectrum_share weights spectrum_error, and so does the scheduler or loss: set one of them (scheduler "
+                "to none, spectrum_error in loss to 0)."
             )
         self._check_scheduler()
 
@@ -196,21 +196,32 @@ class Config:
         preset = changes.get("scheduler")
         if isinstance(preset, str) and preset.lower() != "none":
             if preset not in PRESETS:
-                raise UserError(f"{source} sets scheduler to {preset!r}, expected one of {', '.join(PRESETS)}, or none.")
+                known = ", ".join(PRESETS)
+                raise UserError(f"{source} sets scheduler to {preset!r}, expected one of {known}, or none.")
             changes["scheduler"] = PRESETS[preset]
+        if isinstance(changes.get("scheduler"), Mapping):
+            changes["scheduler"] = completed(changes["scheduler"])
         if isinstance(changes.get("loss"), Mapping):
             changes["loss"] = migrate(changes["loss"])
         return replace_checked(self, changes, source=source)
 
 
 PROFILES: dict[str, dict[str, Any]] = {
+    # Nothing in a decaying flow depends on the place, so its models are not told it.
     "smoke": {
         "windows_per_epoch": 64, "epochs": 6, "rollout_steps": 5, "eval_windows": 1, "width": 12, "modes": 8,
-        "layers": 3,
-        "scheduler": SchedulerParams(patience=1, warmup_epochs=2, min_epochs=3, transition_step=0.4, ema_beta=0.0),
+        "layers": 3, "coordinates": False,
+        "scheduler": SchedulerParams(
+            trigger="epoch", patience=1, warmup_epochs=2, min_epochs=3, final_weight_source=0.9, final_weight_target=0.1,
+            transition_step=0.05, adaptive_step=False,
+        ),
     },
     "quick": {
-        "scheduler": SchedulerParams(patience=2, warmup_epochs=10, min_epochs=20, transition_step=0.1),
+        "epochs": 25, "coordinates": False,
+        "scheduler": SchedulerParams(
+            patience=1, min_delta=0.04, ema_beta=0.0, warmup_epochs=8, min_epochs=10, final_weight_source=0.9,
+            final_weight_target=0.1, transition_step=0.025, adaptive_step=False,
+        ),
     },
     "t4": {"windows_per_epoch": 8000, "width": 32, "epochs": 60, "batch_size": 20, "rollout_steps": 20},
     "full": {"windows_per_epoch": 20_000, "width": 64, "epochs": 200, "batch_size": 20, "rollout_steps": 50},

@@ -57,7 +57,7 @@ class Row:
 
     @property
     def name(self) -> str:
-        return "model" if self.size is None else f"solver, {self.size[0]} x {self.size[1]}"
+        return "model" if self.size is None else f"solver on {self.size[0]} x {self.size[1]} points"
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Cost:
         how = f"is {ratio:.3g} times as fast as" if ratio >= 1 else f"takes {1 / ratio:.3g} times as long as"
         compared = (
             f"At equal error (mean relative L2: model {mine.mean_error:.3g}, solver {rival.mean_error:.3g}) the model "
-            f"{how} the {rival.name} points: {1e3 * mine.seconds:.3g} ms a run beside {1e3 * rival.seconds:.3g} ms."
+            f"{how} the {rival.name}: {1e3 * mine.seconds:.3g} ms a run beside {1e3 * rival.seconds:.3g} ms."
         )
         spent = f"training ({self.train_seconds:.3g} s) and simulating its data ({self.data_seconds:.3g} s)"
         if self.break_even is None:

@@ -30,7 +30,7 @@ def cost_table(cost: Cost) -> list[list[str]]:
 def cost_figure(cost: Cost) -> Figure:
     """Mean error of the rollouts against seconds a run: the solver from coarse to fine, the model a star.
 
-    Left of and below the line of the solver is better than the solver.
+    A model left of the solver's line, or below it, is better than the solver.
     """
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
@@ -44,8 +44,8 @@ def cost_figure(cost: Cost) -> Figure:
     axes.plot(model.seconds, model.mean_error, "*", color=MODEL, ms=15, label="model", zorder=3)
     axes.axhline(model.mean_error, color=MODEL, lw=0.8, ls=":")
     if cost.rival is not None:
-        size = {"ms": 13, "mew": 1.3, "mfc": "none", "color": MODEL}
-        axes.plot(cost.rival.seconds, cost.rival.mean_error, "o", label="solver at equal error", **size)
+        at = cost.rival.seconds, cost.rival.mean_error
+        axes.plot(*at, "o", ms=13, mew=1.3, mfc="none", color=MODEL, label="solver at equal error")
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel(
@@ -55,5 +55,5 @@ def cost_figure(cost: Cost) -> Figure:
     axes.tick_params(labelsize=7, which="both")
     axes.grid(alpha=0.25, which="both")
     axes.margins(0.12)
-    axes.legend(fontsize=8)
+    figure.legend(fontsize=8, loc="outside upper center", ncols=3)
     return figure

@@ -56,7 +56,9 @@ class View:
         return shown.float().cpu().numpy()
 
 
-def draw(axes: Axes, values: NDArray[np.float32], *, limit: tuple[float, float], inside: Any = None, title: str = "") -> Any:
+def draw(
+    axes: Axes, values: NDArray[np.float32], *, limit: tuple[float, float], inside: Any = None, title: str = ""
+) -> Any:
     """One field, x to the right and y upwards; obstacles are grey."""
     palette = "RdBu_r" if limit[0] < 0 else "viridis"
     masked = np.ma.masked_array(values, mask=inside if inside is not None else np.zeros_like(values, bool))
@@ -160,7 +162,8 @@ def _mean_spectra(task: OperatorTask, split: str) -> dict[str, dict[str, NDArray
 def spectrum_figure(task: OperatorTask, *, split: str = "test") -> Figure:
     """Energy spectra of truth and forecasts: where the small scales are lost, or made up."""
     figure = Figure(figsize=(9.5, 3.4), layout="constrained")
-    for axes, (when, curves) in zip(figure.subplots(1, 2, sharey=True), _mean_spectra(task, split).items(), strict=True):
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, (when, curves) in zip(panels, _mean_spectra(task, split).items(), strict=True):
         for name, energy in curves.items():
             shells = np.arange(1, len(energy) + 1)
             axes.loglog(shells, energy, color=WHO[name], lw=2.2 if name == "truth" else 1.3, label=name)

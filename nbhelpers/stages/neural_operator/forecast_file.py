@@ -10,6 +10,7 @@ import torch
 
 from nbhelpers.core.errors import UserError
 from nbhelpers.stages.neural_operator import layout
+from nbhelpers.stages.neural_operator.folder import FolderStore
 from nbhelpers.training.run import writing
 
 if TYPE_CHECKING:
@@ -25,26 +26,35 @@ def write_forecasts(task: OperatorTask, path: Path, *, split: str, checkpoint: s
     starts from, and by which checkpoint it was made; the constants of the set are in ``dataset.json``.
 
     Raises:
-        UserError: the folder exists and holds something.
+        UserError: an unknown split, or a folder that exists and holds something.
     """
     path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} exists already: delete it, or choose another folder with --to.")
+    if split not in task.split.segments:
+        raise UserError(f"split {split!r} is unknown: choose one of {', '.join(task.split.segments)}.")
     collection, n_in, number = task.collection, task.config.n_in, 0
+    # a .mat file holds one channel a field
+    counts = (
+        collection.store.channels
+        if isinstance(collection.store, FolderStore)
+        else dict.fromkeys(collection.channels, 1)
+    )
     stride = task.config.sequence_length[1]
     with writing(path):
         for batch in task.batches(split, 0):
             given = task.to_model(batch.frames)[:, n_in - 1 : n_in]
             frames = task.to_units(torch.cat([given, task.forecast(batch).rollout], 1)).cpu().numpy()
-            for one, name, start in zip(frames, batch.simulations, batch.starts, strict=True):
+            masks = [None] * len(frames) if batch.inside is None else batch.inside.numpy()
+            for one, inside, name, start in zip(frames, masks, batch.simulations, batch.starts, strict=True):
                 fields, begin = {}, 0
-                for field, count in collection.store.channels.items():
+                for field, count in counts.items():
                     part = one[:, begin : begin + count]
                     fields[field], begin = part if count > 1 else part[:, 0], begin + count
                 description = {
                     "Simulation": name, "First Frame": start + (n_in - 1) * stride, "Checkpoint": checkpoint,
                 }  # fmt: skip
-                layout.write_simulation(path, number, fields, description=description)
+                layout.write_simulation(path, number, fields, description=description, obstacle=inside)
                 number += 1
         record = {
             "set": f"forecasts of {collection.facts.name}",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -23,16 +25,17 @@ class Stepper(nn.Module):
         channels: of a frame.
         conditions: numbers that a simulation is known by (Reynolds, Mach, …), given as constant channels; 0: none.
         domain: lengths and scales, for the projection.
+        constant: channels that never vary. No loss looks at them, so they are handed on as they came.
 
     Raises:
         UserError: a projection of a flow that has no velocity.
     """
 
-    def __init__(self, config: Config, *, channels: int, conditions: int, domain: Domain):
+    def __init__(self, config: Config, *, channels: int, conditions: int, domain: Domain, constant: Sequence[int] = ()):
         super().__init__()
         if config.divergence_free and domain.velocity is None:
             raise UserError(f"divergence_free needs the field velocity, found fields {config.fields}: add it.")
-        self.n_in, self.conditions, self.domain = config.n_in, conditions, domain
+        self.n_in, self.conditions, self.domain, self.constant = config.n_in, conditions, domain, tuple(constant)
         self.predicts, self.divergence_free, self.keep_mean = config.predicts, config.divergence_free, config.keep_mean
         self.net = _network(config, config.n_in * channels + conditions, channels, periodic=domain.window == "none")
 
@@ -40,7 +43,7 @@ class Stepper(nn.Module):
         """What no shape of a weight shows; part of the architecture hash."""
         return (
             f"predicts={self.predicts}, divergence_free={self.divergence_free}, keep_mean={self.keep_mean}, "
-            f"net={type(self.net).__name__}({self.net.extra_repr()})"
+            f"constant={self.constant}, net={type(self.net).__name__}({self.net.extra_repr()})"
         )
 
     def forward(self, frames: Tensor, conditions: Tensor | None) -> Tensor:
@@ -56,7 +59,12 @@ class Stepper(nn.Module):
             answer = last + answer
         if self.divergence_free:
             answer = self._projected(answer)
-        return keep_mean(answer, last) if self.keep_mean else answer
+        answer = keep_mean(answer, last) if self.keep_mean else answer
+        if not self.constant:
+            return answer
+        kept = torch.zeros(answer.shape[1], dtype=torch.bool, device=answer.device)
+        kept[list(self.constant)] = True
+        return torch.where(kept[:, None, None], last, answer)
 
     def _projected(self, answer: Tensor) -> Tensor:
         assert self.domain.velocity is not None
@@ -66,6 +74,32 @@ class Stepper(nn.Module):
         for channel, part in zip(self.domain.velocity, velocity.unbind(1), strict=True):
             parts[channel] = part
         return torch.stack(parts, 1)
+
+
+def one_step(stepper: nn.Module, frames: Tensor, conditions: Tensor | None, *, n_in: int) -> Tensor:
+    """``(B, T - n_in, C, H, W)``: every frame of ``(B, T, C, H, W)`` from the true ones before it."""
+    histories = frames.unfold(1, n_in, 1)[:, :-1].movedim(-1, 2)  # (B, T - n_in, n_in, C, H, W)
+    batch, steps = histories.shape[:2]
+    told = None if conditions is None else conditions[:, None].expand(-1, steps, -1).flatten(0, 1)
+    return stepper(histories.flatten(0, 1), told).unflatten(0, (batch, steps))
+
+
+def rollout(
+    stepper: nn.Module, frames: Tensor, conditions: Tensor | None, *, steps: int, held: float | None = None
+) -> Tensor:
+    """``(B, steps, C, H, W)`` after ``(B, n_in, C, H, W)``, each from the model's own frames before it.
+
+    Args:
+        held: where not None, frames are kept within ± this, so that a rollout that runs away stays a number.
+    """
+    history, found = frames, []
+    for _ in range(steps):
+        answer = stepper(history, conditions)
+        if held is not None:
+            answer = torch.nan_to_num(answer, nan=held).clamp(-held, held)
+        found.append(answer)
+        history = torch.cat([history[:, 1:], answer[:, None]], 1)
+    return torch.stack(found, 1)
 
 
 def _network(config: Config, channels_in: int, channels_out: int, *, periodic: bool) -> nn.Module:

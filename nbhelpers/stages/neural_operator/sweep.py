@@ -1,4 +1,4 @@
-"""The ablation: field error alone, a static mix, a scheduled one, a gradient share; over seeds, judged on validation."""
+"""The ablation: field error alone, a static mix, a scheduled one, a gradient share; over seeds, on validation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nbhelpers.stages.neural_operator.sweep_verdict import DECIDED_BY, judge
 from nbhelpers.stages.neural_operator.task import OperatorTask
 from nbhelpers.training.flexible import SchedulerParams
 from nbhelpers.training.ledger import Entry
-from nbhelpers.training.sweep import Balance, Plan, Setting, Swept, sweep, term_entry
+from nbhelpers.training.sweep import Plan, Setting, Swept, sweep, term_entry
 
 TERM = "spectrum_error"
 # Settings that are varied, and the flags that vary them. The scheduler of the settings is taken with other end weights.
@@ -59,30 +59,48 @@ class Grid:
         plain = dataclasses.replace(config, scheduler=None, spectrum_share=None, loss=LossParams())
         found = [Setting("field-only", plain)]
         for weight in self.weights:
-            found.append(Setting(f"scheduled-{weight:g}", dataclasses.replace(plain, scheduler=ending_at(config, weight))))
+            found.append(
+                Setting(f"scheduled-{_plain(weight)}", dataclasses.replace(plain, scheduler=ending_at(config, weight)))
+            )
         for weight in self.static:
             loss = LossParams(field_error=1 - weight, spectrum_error=weight)
-            found.append(Setting(f"static-{weight:g}", dataclasses.replace(plain, loss=loss)))
+            found.append(Setting(f"static-{_plain(weight)}", dataclasses.replace(plain, loss=loss)))
         for share in self.shares:
-            found.append(Setting(f"share-{share:g}", dataclasses.replace(plain, spectrum_share=share)))
+            found.append(Setting(f"share-{_plain(share)}", dataclasses.replace(plain, spectrum_share=share)))
         return found
 
 
+def _plain(value: float) -> str:
+    """Every digit, because it is the run folders' name: two settings shall not share one."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(float(value))
+
+
 def ending_at(config: Config, weight: float) -> SchedulerParams:
-    """The scheduler of ``config`` (or the default one) with another end weight, reached in as many steps."""
+    """The scheduler of ``config`` (or the default one) with another end weight, reached in as many steps.
+
+    Raises:
+        UserError: a weight that its cap or its initial weights do not allow.
+    """
     params = config.scheduler or SchedulerParams()
     step = params.transition_step * weight / params.final_weights[1]
-    return dataclasses.replace(
-        params, final_weight_source=1 - weight, final_weight_target=weight, transition_step=step
-    )
+    if weight > params.max_weight_target:
+        raise UserError(
+            f"weights has {weight:g}, above max_weight_target of the scheduler, {params.max_weight_target:g}: lower "
+            "the one or raise the other."
+        )
+    try:
+        return dataclasses.replace(
+            params, final_weight_source=1 - weight, final_weight_target=weight, transition_step=step
+        )
+    except ValueError as error:
+        raise UserError(f"weights has {weight:g}, which the scheduler refuses: {error}.") from error
 
 
 def measure_grid(task: OperatorTask) -> Callable[[Grid], dict[str, Entry]]:
     """Probe one training batch; returns what any grid would give the spectral term on it, by setting, for the panel."""
     balance = measure_balance(task)
-    return lambda grid: {
-        one.name: term_entry(balance(one.config), TERM) for one in grid.settings(task.config)[1:]
-    }
+    return lambda grid: {one.name: term_entry(balance(one.config), TERM) for one in grid.settings(task.config)[1:]}
 
 
 def run_sweep(

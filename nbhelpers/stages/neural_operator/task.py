@@ -24,7 +24,7 @@ from nbhelpers.stages.neural_operator import baselines, sequences
 from nbhelpers.stages.neural_operator.config import Config
 from nbhelpers.stages.neural_operator.data import FrameCache, open_collection
 from nbhelpers.stages.neural_operator.losses import loss_functions, loss_terms, weights_of
-from nbhelpers.stages.neural_operator.model import Stepper
+from nbhelpers.stages.neural_operator.model import Stepper, one_step, rollout
 from nbhelpers.stages.neural_operator.sequences import Batch
 from nbhelpers.stages.neural_operator.spectral_losses import spectrum_note
 from nbhelpers.stages.neural_operator.split import fingerprint, keys
@@ -77,22 +77,21 @@ class OperatorTask:
         self.domain = _domain(self)
         self.fields: Mapping[str, Field] = {
             name: Field(name, "as stored", (-math.inf, math.inf), mean, std, None, Affine(std, mean))
-            for name, mean, std in zip(
-                self.collection.channels, self.collection.mean, self.collection.std, strict=True
-            )
+            for name, mean, std in zip(self.collection.channels, self.collection.mean, self.collection.std, strict=True)
             if name not in self.collection.constant  # what never varies has no statistics to be held to
         }
-        sequences.fixed_windows(self.split.segments["test"], per_segment=1, **self._eval_window)
+        self._check_windows()
         torch.manual_seed(config.seed)
         stepper = Stepper(
             config,
             channels=len(self.collection.channels),
             conditions=len(self.collection.facts.conditions) if config.condition else 0,
             domain=self.domain,
+            constant=[self.collection.channels.index(name) for name in self.collection.constant],
         )
         self.modules: MutableMapping[str, nn.Module] = {"stepper": stepper}
         self.loss_scheduler = config.make_scheduler()
-        self.weights = weights_of(config, self.loss_scheduler)
+        self.weights = weights_of(config, self.loss_scheduler, self.domain)
         self.phases = (self._phase(stepper),)
         self.monitor = _monitor(config)
         self.event_level: float | None = None
@@ -117,6 +116,20 @@ class OperatorTask:
     @property
     def _eval_window(self) -> dict[str, int]:
         return {"length": self.config.n_in + self.config.rollout_steps, "stride": self.config.sequence_length[1]}
+
+    def _check_windows(self) -> None:
+        """Raise UserError for training windows, or rollouts, that some simulation is too short for."""
+        n_in, stride = self.config.n_in, self.config.sequence_length[1]
+        sequences.fixed_windows(self.split.segments["train"], per_segment=1, **self._train_window)
+        for name in ("val", "test"):
+            shortest = min(self.split.segments[name], key=lambda segment: len(segment.frames))
+            have, need = len(shortest.frames), (n_in + self.config.rollout_steps - 1) * stride + 1
+            if need > have:
+                raise UserError(
+                    f"rollout_steps is {self.config.rollout_steps}, which with n_in {n_in} and a stride of {stride} "
+                    f"takes {need} frames, but {shortest.simulation.name} has {have} for {name}: set rollout_steps to "
+                    f"{(have - 1) // stride + 1 - n_in} or less, or lower the stride."
+                )
 
     def _phase(self, stepper: nn.Module) -> Phase:
         config = self.config
@@ -302,8 +315,8 @@ class OperatorTask:
             found.append(f"Channels that never vary are kept as they are and not scored: {', '.join(one.constant)}.")
         if one.estimated:
             found.append(
-                f"Nobody states mean and standard deviation of {', '.join(one.estimated)}: they are estimated from a few "
-                "training frames."
+                f"Nobody states mean and standard deviation of {', '.join(one.estimated)}: they are estimated from a "
+                "few training frames."
             )
         if (note := spectrum_note(one.shape)) is not None:
             found.append(note)
@@ -323,32 +336,6 @@ class OperatorTask:
         from nbhelpers.stages.neural_operator.figures import report_figures
 
         yield from report_figures(self, report, history)
-
-
-def one_step(stepper: nn.Module, frames: Tensor, conditions: Tensor | None, *, n_in: int) -> Tensor:
-    """``(B, T - n_in, C, H, W)``: every frame of ``(B, T, C, H, W)`` from the true ones before it."""
-    histories = frames.unfold(1, n_in, 1)[:, :-1].movedim(-1, 2)  # (B, T - n_in, n_in, C, H, W)
-    batch, steps = histories.shape[:2]
-    told = None if conditions is None else conditions[:, None].expand(-1, steps, -1).flatten(0, 1)
-    return stepper(histories.flatten(0, 1), told).unflatten(0, (batch, steps))
-
-
-def rollout(
-    stepper: nn.Module, frames: Tensor, conditions: Tensor | None, *, steps: int, held: float | None = None
-) -> Tensor:
-    """``(B, steps, C, H, W)`` after ``(B, n_in, C, H, W)``, each from the model's own frames before it.
-
-    Args:
-        held: where not None, frames are kept within ± this, so that a rollout that runs away stays a number.
-    """
-    history, found = frames, []
-    for _ in range(steps):
-        answer = stepper(history, conditions)
-        if held is not None:
-            answer = torch.nan_to_num(answer, nan=held).clamp(-held, held)
-        found.append(answer)
-        history = torch.cat([history[:, 1:], answer[:, None]], 1)
-    return torch.stack(found, 1)
 
 
 def _domain(task: OperatorTask) -> Domain:

@@ -149,7 +149,8 @@ def _relative(report: Mapping[str, Any], reference: Mapping[str, Any]) -> Verdic
     if sharper <= HALF:
         return Verdict("sharper at a price", numbers, "lower final_weight_target.")
     if dearer <= DEARER:
-        return Verdict("as good, not sharper", numbers, "raise final_weight_target, or let the hand-over begin earlier.")
+        next_step = "raise final_weight_target, or let the hand-over begin earlier."
+        return Verdict("as good, not sharper", numbers, next_step)
     return Verdict("worse", numbers, "lower final_weight_target, or let the hand-over begin later.")
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from nbhelpers.science import spectra
 from nbhelpers.stages.neural_operator.field_losses import SILENT, divergence_penalty
 from nbhelpers.stages.neural_operator.spectral_losses import shell_log_errors
-from nbhelpers.training.metrics import Metric, mean_metric
+from nbhelpers.training.metrics import Metric, mean_metric, ratio
 from nbhelpers.training.task import Evaluation, Spread
 
 CORRELATED = 0.8  # a forecast counts as correlated with the truth above this
@@ -85,6 +85,7 @@ class Verification:
                 pair = torch.stack([sums[index].reshape(-1), counts[index].reshape(-1)], -1).double().cpu().numpy()
                 mine[key] = mine.get(key, 0.0) + pair
         for key, field in (("prediction", one), ("target", target)):
+            field = field if valid is None else field[valid[:, None, None].expand_as(field)]
             low, high = field.aminmax()
             moments = [low, high, field.double().sum(), field.double().square().sum(), torch.tensor(field.numel())]
             self._ranges[key].append(torch.stack([moment.double().cpu() for moment in moments]))
@@ -120,7 +121,7 @@ class Verification:
             "energy_ratio": (energies[0], energies[1]),
             "blow_up_rate": _count_all((energies[0] > BLOWN_UP * energies[1]).any(1).float(), ()),
         }
-        enstrophies = [self._gradient_energy(field) for field in (rollout, target)]
+        enstrophies = [self._gradient_energy(_fluctuation(field, valid)) for field in (rollout, target)]
         return rows | {"enstrophy_ratio": (enstrophies[0], enstrophies[1])}
 
     def _shell_errors(self, field: Tensor, target: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -171,7 +172,7 @@ def _metric(sums: NDArray[np.float64], labels: Sequence[str], better: str, units
 
 
 def _decibel(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    return DECIBEL * np.sqrt(np.divide(sums[..., 0], sums[..., 1]))
+    return DECIBEL * np.sqrt(ratio(sums))
 
 
 def _spread(rows: Tensor) -> Spread:
@@ -181,6 +182,14 @@ def _spread(rows: Tensor) -> Spread:
 
 def _where_valid(field: Tensor, valid: Tensor | None) -> Tensor:
     return field if valid is None else torch.where(valid[:, None, None], field, 0.0)
+
+
+def _fluctuation(field: Tensor, valid: Tensor | None) -> Tensor:
+    """The field less its mean over the valid points, 0 inside obstacles."""
+    if valid is None:
+        return field - field.mean((-2, -1), keepdim=True)
+    points = valid[:, None, None].sum((-2, -1), keepdim=True).clamp(min=1)
+    return _where_valid(field - _where_valid(field, valid).sum((-2, -1), keepdim=True) / points, valid)
 
 
 def _relative_squares(field: Tensor, target: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -203,7 +212,7 @@ def _energy(field: Tensor, valid: Tensor | None) -> Tensor:
 
 def _correlated(field: Tensor, target: Tensor, valid: Tensor | None) -> Tensor:
     """``(B, T)`` whether the correlation over space and channels is above CORRELATED."""
-    x, y = (_where_valid(one - one.mean((-2, -1), keepdim=True), valid).flatten(2) for one in (field, target))
+    x, y = (_fluctuation(one, valid).flatten(2) for one in (field, target))
     return (x * y).sum(-1) > CORRELATED * x.norm(dim=-1) * y.norm(dim=-1)
 
 
