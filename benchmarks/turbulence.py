@@ -1,8 +1,8 @@
 """The stage's floor on decaying turbulence: ``python benchmarks/turbulence.py`` (an hour; part of ``make floors``).
 
-Field error alone, the scheduler with several end weights, a static mix, a gradient share, each with every seed; the end
-weight is chosen on validation. Beside them two controls that need no spectral loss: a gain for every shell, fitted after
-the field-only training, and a model that puts out the change instead of the state. Reports and scores go to
+Field error alone, the scheduler with several end weights, a static mix, a gradient share, each with every seed; the
+end weight is chosen on validation. Beside them two controls that need no spectral loss: a gain for every shell, fitted
+after the field-only training, and a model that puts out the change instead of the state. Reports and scores go to
 ``results/floors/neural_operator``. With ``--work DIR`` a second call goes on where the first stopped.
 """
 

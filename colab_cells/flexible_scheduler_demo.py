@@ -115,7 +115,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Slices of isotropic turbulence: what enters from the side cannot be predicted, so the field error stalls soon and
     # small scales are what is left to learn: earlier, further, in larger steps.
     "iso": {"patience": 4, "final_weight_source": 0.2, "final_weight_target": 0.8, "transition_step": 0.12},
-    # Laminar wake: the shells above a few harmonics are nearly empty, where a large spectral weight would chase rounding.
+    # Laminar wake: the shells above a few harmonics are nearly empty; a large spectral weight would chase rounding.
     "inc": {"final_weight_source": 0.5, "final_weight_target": 0.5, "min_delta": 5e-4},
 }
 

@@ -54,7 +54,9 @@
 # %% tags=["parameters"]
 PROFILE = ""  # "smoke", "quick", "t4" or "full"
 RUN_NAME = "operator"  # the same name again goes on where that run stopped
-DATA_DIR = ""  # empty: simulated turbulence; else a folder of sim_000000, sim_000001, …, or a .mat file of the benchmark
+DATA_DIR = (
+    ""  # empty: simulated turbulence; else a folder of sim_000000, sim_000001, …, or a .mat file of the benchmark
+)
 FIELDS = ""  # with your own data: e.g. "velocity,pressure"; empty: velocity
 SEED = 0
 RUN_ABLATION = False  # train field-only, static, scheduled and share-based losses with two seeds each and compare them

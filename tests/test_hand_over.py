@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -240,14 +240,17 @@ def test_the_balance_of_the_losses_is_judged_after_the_hand_over(tmp_path: Path)
     assert "slope" in found["message"]
 
 
+def times_1000(fn: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda prediction: 1000 * fn(prediction)
+
+
 class Steep(ToyTask):
     """Its slope is a thousand times as large as its mean squared error."""
 
     def updates(self, batch: Any, phase: Phase) -> Iterator[Update]:
         for update in super().updates(batch, phase):
             mse, slope = update.terms
-            larger = dataclasses.replace(slope, fn=lambda prediction: 1000 * slope.fn(prediction))
-            yield dataclasses.replace(update, terms=(mse, larger))
+            yield dataclasses.replace(update, terms=(mse, dataclasses.replace(slope, fn=times_1000(slope.fn))))
 
 
 def test_a_loss_that_rises_with_its_weights_has_not_jumped(tmp_path: Path) -> None:

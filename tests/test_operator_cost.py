@@ -60,19 +60,23 @@ def cost(flows: Path) -> Cost:
 def test_finer_grids_are_more_accurate_and_the_stored_one_gives_the_stored_truth(cost: Cost) -> None:
     assert [row.size for row in cost.solvers] == [(8, 12), (12, 18), (16, 24), (24, 36), (32, 48)]
     errors = [row.mean_error for row in cost.solvers]
-    assert errors == sorted(errors, reverse=True) and errors[0] > 10 * errors[-2] / 3
+    assert errors == sorted(errors, reverse=True) and errors[0] > 3 * errors[-2]
     assert max(cost.solvers[-1].error) < 1e-3 < cost.solvers[-2].mean_error
-    steps = [row.dt for row in cost.solvers]
-    assert steps == sorted(steps, key=lambda dt: -float(dt or 0)) and steps[-1] < steps[0]  # type: ignore[operator]
-    for row in cost.solvers:  # a frame is a whole number of steps
-        assert 0.7 / float(row.dt or 0) == pytest.approx(round(0.7 / float(row.dt or 0)))
-        assert len(row.error) == STEPS and row.error[-1] > row.error[0] and row.seconds > 0
+    steps = [row.dt or 0.0 for row in cost.solvers]
+    assert steps == sorted(steps, reverse=True) and 0 < steps[-1] < steps[0]
+    np.testing.assert_allclose(0.7 / np.array(steps), np.round(0.7 / np.array(steps)))  # a frame is whole steps
+    assert all(len(row.error) == STEPS and row.seconds > 0 for row in (cost.model, *cost.solvers))
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"fields": "vorticity"}, {"fields": "vorticity,velocity"}, {"sequence_length": (2, 2)}, {"sequence_length": (3, 1), "n_in": 2}],
-)  # fmt: skip
+    [
+        {"fields": "vorticity"},
+        {"fields": "vorticity,velocity"},
+        {"sequence_length": (2, 2)},
+        {"sequence_length": (3, 1), "n_in": 2},
+    ],
+)
 def test_whatever_is_read_the_stored_grid_gives_the_stored_truth(flows: Path, changes: dict[str, Any]) -> None:
     solvers = cost_of(make_task(flows, **changes), grids=[16, 32]).solvers
     assert max(solvers[1].error) < 1e-3 < min(solvers[0].error)

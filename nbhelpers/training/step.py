@@ -50,7 +50,7 @@ class Outcome:
 
     def columns(self) -> dict[str, float]:
         """What history.csv averages over the epoch; weights that are numbers stand in config.json already."""
-        moving = {t.name for t in self.update.terms if isinstance(t.weight, Share | Moving) or t.relative_to is not None}
+        moving = {t.name for t in self.update.terms if isinstance(t.weight, Share | Moving) or t.relative_to}
         return {"total": self.total, **self.raw, **{f"weight_{name}": self.weights[name] for name in sorted(moving)}}
 
 

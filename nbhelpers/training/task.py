@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Batch = Any  # whatever the task's own loader yields; fit only hands it back to the task
-Predictor = Callable[[Batch], Tensor]
+Forecast = Any  # what the task's own evaluate scores: mostly a tensor
+Predictor = Callable[[Batch], Forecast]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
@@ -30,15 +31,17 @@ def loss_functions(target: Tensor, domain: Domain, valid: Tensor | None) -> dict
         target: ``(B, T, C, H, W)`` in model units.
         valid: ``(B, H, W)`` bool, False inside obstacles.
     """
-    spectral = {"target": target, "lengths": domain.lengths, "window": domain.window, "valid": valid}
-    found = {
+    spectral: dict[str, Any] = {"target": target, "lengths": domain.lengths, "window": domain.window, "valid": valid}
+    found: dict[str, Callable[[Tensor], Tensor]] = {
         "field_error": partial(field_error, target=target, valid=valid),
         "spectrum_error": partial(spectrum_error, **spectral),
         "relative_log": partial(relative_log, **spectral),
         "sobolev": partial(sobolev, target=target, lengths=domain.lengths),
         "spectral_power": partial(spectral_power, **spectral),
     }
-    return found if domain.velocity is None else {**found, "divergence": partial(_divergence, domain=domain)}
+    if domain.velocity is not None:
+        found["divergence"] = partial(_divergence, domain=domain)
+    return found
 
 
 def _divergence(prediction: Tensor, domain: Domain) -> Tensor:

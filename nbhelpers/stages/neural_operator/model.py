@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -111,8 +113,10 @@ def _network(config: Config, channels_in: int, channels_out: int, *, periodic: b
             depth=config.layers,
             periodic=periodic,
         )
-    shape = {"channels_in": channels_in, "channels_out": channels_out, "width": config.width}
-    spectral = {"modes": config.modes, "layers": config.layers, "grid": config.coordinates}
+    settings: dict[str, Any] = {
+        "channels_in": channels_in, "channels_out": channels_out, "width": config.width, "modes": config.modes,
+        "layers": config.layers, "grid": config.coordinates,
+    }  # fmt: skip
     if config.model == "ffno":
-        return FFNO2d(**shape, **spectral)
-    return FNO2d(**shape, **spectral, padding=0.0 if periodic else PADDING)
+        return FFNO2d(**settings)
+    return FNO2d(**settings, padding=0.0 if periodic else PADDING)

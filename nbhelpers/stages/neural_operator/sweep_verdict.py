@@ -48,7 +48,7 @@ def points(report: Mapping[str, Any], split: str) -> list[Point]:
         }
         if by_seed:
             sharper, dearer = (fmean(pair[i] for pair in by_seed.values()) for i in (0, 1))
-            found.append(Point(name, sharper, dearer, by_seed))  # type: ignore[arg-type]
+            found.append(Point(name, sharper, dearer, by_seed))
     return found
 
 

@@ -181,11 +181,12 @@ class OperatorTask:
     def batches(self, split: str, epoch: int, start: int = 0) -> DataLoader:
         """Random windows of the training simulations, or the fixed windows of another split (whatever the epoch)."""
         config, segments = self.config, self.split.segments[split]
-        common: dict[str, Any] = {"num_workers": config.num_workers}
         if split != "train":
             fixed = sequences.fixed_windows(segments, per_segment=config.eval_windows, **self._eval_window)
             fixed = fixed[start * EVAL_BATCH :]
-            return sequences.loader(fixed, self.cache, batch_size=EVAL_BATCH, **self._eval_window, **common)
+            return sequences.loader(
+                fixed, self.cache, batch_size=EVAL_BATCH, num_workers=config.num_workers, **self._eval_window
+            )
         drawn = sequences.training_windows(
             segments,
             epoch=epoch,
@@ -196,7 +197,12 @@ class OperatorTask:
         )
         drawn = drawn[start * config.batch_size :]
         return sequences.loader(
-            drawn, self.cache, batch_size=config.batch_size, forgiving=True, **self._train_window, **common
+            drawn,
+            self.cache,
+            batch_size=config.batch_size,
+            num_workers=config.num_workers,
+            forgiving=True,
+            **self._train_window,
         )
 
     def to_model(self, frames: Tensor) -> Tensor:

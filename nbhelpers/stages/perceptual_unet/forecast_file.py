@@ -17,6 +17,7 @@ from nbhelpers.stages.perceptual_unet.task import EVAL_BATCH, NowcastTask
 
 FORECASTS = "forecasts.h5"  # in a run's folder
 
+
 def latest_windows(events: Sequence[Event], task: NowcastTask) -> list[windows.Window]:
     """For every event the window whose forecast ends with the event's last frame."""
     found = []

@@ -37,8 +37,8 @@ class HandOver(Guard):
                     f"{'none' if step.task.loss_scheduler is None else 'another one'}",
                     cure="Make it the task's loss_scheduler, which fit steps after every epoch.",
                 )
-        weights = {t.weight.component: t.weight.at(step.time) for t in step.update.terms if isinstance(t.weight, Scheduled)}
-        self.used.update(weights)
+        scheduled = [term.weight for term in step.update.terms if isinstance(term.weight, Scheduled)]
+        self.used.update({weight.component: weight.at(step.time) for weight in scheduled})
 
     def on_epoch(self, epoch: Epoch) -> Iterator[Finding]:
         scheduler = epoch.task.loss_scheduler

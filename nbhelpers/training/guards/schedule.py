@@ -29,10 +29,10 @@ class Schedule(Guard):
         terms = [term for update, _ in rehearsal.updates for term in update.terms]
         ends = {term.name: term.weight.end for term in terms if isinstance(term.weight, Ramp)}
         yield from self._ramps(rehearsal.step, ends, epochs)
-        if (scheduler := rehearsal.task.loss_scheduler) is not None:
-            end = earliest_finish(scheduler.params)
-            yield from self._hand_over(rehearsal.step, scheduler, end, epochs)
-            ends[scheduler.params.target] = math.inf if end is None else end
+        if (loss_scheduler := rehearsal.task.loss_scheduler) is not None:
+            end = earliest_finish(loss_scheduler.params)
+            yield from self._hand_over(rehearsal.step, loss_scheduler, end, epochs)
+            ends[loss_scheduler.params.target] = math.inf if end is None else end
         yield from self._patience(rehearsal, ends, epochs)
         for phase in rehearsal.task.phases:
             for name, scheduler in phase.schedulers.items():
@@ -48,16 +48,14 @@ class Schedule(Guard):
                     cure="Shorten the ramp or train for more epochs.",
                 )
 
-    def _hand_over(
-        self, step: int, scheduler: FlexibleScheduler, end: int | None, epochs: int
-    ) -> Iterator[Finding]:
+    def _hand_over(self, step: int, scheduler: FlexibleScheduler, end: int | None, epochs: int) -> Iterator[Finding]:
         if end is None or end > epochs:
             params = scheduler.params
             yield self.stop(
                 step,
                 f"the hand-over of weight from {params.source!r} to {params.target!r} cannot finish in this run",
-                evidence=f"it needs {'for ever' if end is None else f'{end} epochs'} even if {params.monitor_metric} never "
-                f"improves, the run has {epochs}",
+                evidence=f"it needs {'for ever' if end is None else f'{end} epochs'} even if {params.monitor_metric} "
+                f"never improves, the run has {epochs}",
                 cure="Lower warmup_epochs, min_epochs or patience, raise transition_step, or train for more epochs.",
             )
 
