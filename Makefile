@@ -1,6 +1,6 @@
 # make demo   simulate data, run a notebook on this machine, say where its report is
 # make test   run every test
-# make floors whole runs over five seeds and a sweep, their reports kept under benchmarks/results (hours)
+# make floors whole runs over seeds, a sweep and an ablation, their reports kept under benchmarks/results (hours)
 PYTHON ?= python3
 STAGE ?= perceptual-unet
 BIN := .venv/bin
@@ -23,6 +23,7 @@ test: .venv/installed
 floors: .venv/installed
 	$(BIN)/python benchmarks/floors.py
 	$(BIN)/python benchmarks/sweep.py
+	$(BIN)/python benchmarks/turbulence.py
 
 lint: .venv/installed
 	$(BIN)/python -m pip install --quiet -e '.[dev]'

@@ -56,11 +56,11 @@ def main() -> int:
         parser.error(f"no notebook of stage {arguments.stage!r} yet")
     os.environ.setdefault("NBHELPERS_PROFILE", "quick")
     os.environ.setdefault("NBHELPERS_HOME", str(arguments.to.resolve()))
-    if "NBHELPERS_BACKBONE_WEIGHTS" not in os.environ:
-        os.environ["NBHELPERS_BACKBONE_WEIGHTS"] = choose_weights()
-
     arguments.to.mkdir(parents=True, exist_ok=True)
     notebook = nbformat.read(found[0], as_version=4)
+    wanted = "NBHELPERS_BACKBONE_WEIGHTS"
+    if wanted not in os.environ and any(wanted in cell.source for cell in notebook.cells):
+        os.environ[wanted] = choose_weights()
     client = TalkingClient(
         notebook, timeout=None, kernel_name="python3", resources={"metadata": {"path": str(arguments.to)}}
     )

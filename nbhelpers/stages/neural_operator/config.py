@@ -212,19 +212,31 @@ PROFILES: dict[str, dict[str, Any]] = {
         "windows_per_epoch": 64, "epochs": 6, "rollout_steps": 5, "eval_windows": 1, "width": 12, "modes": 8,
         "layers": 3, "coordinates": False,
         "scheduler": SchedulerParams(
-            trigger="epoch", patience=1, warmup_epochs=2, min_epochs=3, final_weight_source=0.9, final_weight_target=0.1,
-            transition_step=0.05, adaptive_step=False,
+            trigger="epoch", patience=1, warmup_epochs=2, min_epochs=3, final_weight_source=0.95,
+            final_weight_target=0.05, transition_step=0.025, adaptive_step=False,
         ),
     },
     "quick": {
         "epochs": 25, "coordinates": False,
         "scheduler": SchedulerParams(
-            patience=1, min_delta=0.04, ema_beta=0.0, warmup_epochs=8, min_epochs=10, final_weight_source=0.9,
-            final_weight_target=0.1, transition_step=0.025, adaptive_step=False,
+            patience=1, min_delta=0.04, ema_beta=0.0, warmup_epochs=8, min_epochs=10, final_weight_source=0.95,
+            final_weight_target=0.05, transition_step=0.0125, adaptive_step=False,
         ),
     },
-    "t4": {"windows_per_epoch": 8000, "width": 32, "epochs": 60, "batch_size": 20, "rollout_steps": 20},
-    "full": {"windows_per_epoch": 20_000, "width": 64, "epochs": 200, "batch_size": 20, "rollout_steps": 50},
+    "t4": {
+        "windows_per_epoch": 8000, "width": 32, "epochs": 60, "batch_size": 20, "rollout_steps": 20,
+        "scheduler": SchedulerParams(
+            patience=2, min_delta=0.02, ema_beta=0.0, warmup_epochs=15, min_epochs=20, final_weight_source=0.95,
+            final_weight_target=0.05, transition_step=0.0125, adaptive_step=False,
+        ),
+    },
+    "full": {
+        "windows_per_epoch": 20_000, "width": 64, "epochs": 200, "batch_size": 20, "rollout_steps": 40,
+        "scheduler": SchedulerParams(
+            patience=4, min_delta=0.02, ema_beta=0.0, warmup_epochs=50, min_epochs=70, final_weight_source=0.95,
+            final_weight_target=0.05, transition_step=0.0125, adaptive_step=False,
+        ),
+    },
 }  # fmt: skip
 
 # What `data simulate` writes for each profile.

@@ -11,7 +11,6 @@ from typing import Any
 
 from torch import Tensor
 
-from nbhelpers.core.errors import UserError
 from nbhelpers.stages.neural_operator.config import Config
 from nbhelpers.stages.neural_operator.field_losses import divergence_penalty, field_error, sobolev
 from nbhelpers.stages.neural_operator.spectral_losses import relative_log, spectral_power, spectrum_error
@@ -49,26 +48,13 @@ def _divergence(prediction: Tensor, domain: Domain) -> Tensor:
     return divergence_penalty(velocity, lengths=domain.lengths)
 
 
-def weights_of(config: Config, scheduler: FlexibleScheduler | None, domain: Domain | None = None) -> dict[str, Weight]:
-    """The weights of the terms that the loss has, as the settings declare them.
-
-    Args:
-        domain: of the data, where the terms shall be checked against it.
-
-    Raises:
-        UserError: a divergence of data without a periodic velocity.
-    """
+def weights_of(config: Config, scheduler: FlexibleScheduler | None) -> dict[str, Weight]:
+    """The weights of the terms that the loss has, as the settings declare them."""
     found: dict[str, Weight] = {name: weight for name, weight in vars(config.loss).items() if weight > 0}
     if scheduler is not None:
         found |= {name: Scheduled(scheduler, name) for name in (scheduler.params.source, scheduler.params.target)}
     if config.spectrum_share is not None:
         found["spectrum_error"] = Share(config.spectrum_share)
-    if "divergence" in found and domain is not None and domain.velocity is None:
-        raise UserError(
-            f"the loss has divergence, which needs the field velocity in a periodic domain, found fields "
-            f"{config.fields}{'' if domain.window == 'none' else ' of a domain that is not periodic'}: set its weight "
-            "to 0."
-        )
     return found
 
 

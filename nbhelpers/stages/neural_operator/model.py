@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nbhelpers.core.errors import UserError
 from nbhelpers.stages.neural_operator.config import Config
 from nbhelpers.stages.neural_operator.constraints import keep_mean, leray
 from nbhelpers.stages.neural_operator.factorised import FFNO2d
@@ -27,19 +25,24 @@ class Stepper(nn.Module):
         channels: of a frame.
         conditions: numbers that a simulation is known by (Reynolds, Mach, …), given as constant channels; 0: none.
         domain: lengths and scales, for the projection.
+        periodic: what lies beyond a side is the opposite side.
         constant: channels that never vary. No loss looks at them, so they are handed on as they came.
-
-    Raises:
-        UserError: a projection of a flow that has no velocity.
     """
 
-    def __init__(self, config: Config, *, channels: int, conditions: int, domain: Domain, constant: Sequence[int] = ()):
+    def __init__(
+        self,
+        config: Config,
+        *,
+        channels: int,
+        conditions: int,
+        domain: Domain,
+        periodic: bool,
+        constant: Sequence[int] = (),
+    ):
         super().__init__()
-        if config.divergence_free and domain.velocity is None:
-            raise UserError(f"divergence_free needs the field velocity, found fields {config.fields}: add it.")
         self.n_in, self.conditions, self.domain, self.constant = config.n_in, conditions, domain, tuple(constant)
         self.predicts, self.divergence_free, self.keep_mean = config.predicts, config.divergence_free, config.keep_mean
-        self.net = _network(config, config.n_in * channels + conditions, channels, periodic=domain.window == "none")
+        self.net = _network(config, config.n_in * channels + conditions, channels, periodic=periodic)
 
     def extra_repr(self) -> str:
         """What no shape of a weight shows; part of the architecture hash."""

@@ -29,11 +29,11 @@ class Grid:
     """What is tried. Field error alone is always in besides: it is what the others are compared with."""
 
     # End weights of spectrum_error that the scheduler hands over to.
-    weights: tuple[float, ...] = (0.02, 0.05)
+    weights: tuple[float, ...] = (0.03, 0.05)
     # Weights of spectrum_error that stand from the first step on.
-    static: tuple[float, ...] = (0.02,)
+    static: tuple[float, ...] = (0.05,)
     # Shares of the gradient that spectrum_error shall have from the first step on.
-    shares: tuple[float, ...] = (0.1,)
+    shares: tuple[float, ...] = (0.25,)
     # Seeds that every setting is trained with; with one alone, the spread between seeds stays unknown.
     seeds: tuple[int, ...] = (0, 1)
 

@@ -21,6 +21,7 @@ from nbhelpers.core.fields import Affine, Field
 from nbhelpers.core.runtime import pick_device
 from nbhelpers.core.splits import hash_order, split_hash
 from nbhelpers.stages.neural_operator import baselines, sequences
+from nbhelpers.stages.neural_operator.checks import check_settings
 from nbhelpers.stages.neural_operator.config import Config
 from nbhelpers.stages.neural_operator.data import FrameCache, open_collection
 from nbhelpers.stages.neural_operator.losses import loss_functions, loss_terms, weights_of
@@ -80,18 +81,19 @@ class OperatorTask:
             for name, mean, std in zip(self.collection.channels, self.collection.mean, self.collection.std, strict=True)
             if name not in self.collection.constant  # what never varies has no statistics to be held to
         }
-        self._check_windows()
+        check_settings(config, self.collection, self.split, has_velocity=self.domain.velocity is not None)
         torch.manual_seed(config.seed)
         stepper = Stepper(
             config,
             channels=len(self.collection.channels),
             conditions=len(self.collection.facts.conditions) if config.condition else 0,
             domain=self.domain,
+            periodic=self.collection.facts.periodic,
             constant=[self.collection.channels.index(name) for name in self.collection.constant],
         )
         self.modules: MutableMapping[str, nn.Module] = {"stepper": stepper}
         self.loss_scheduler = config.make_scheduler()
-        self.weights = weights_of(config, self.loss_scheduler, self.domain)
+        self.weights = weights_of(config, self.loss_scheduler)
         self.phases = (self._phase(stepper),)
         self.monitor = _monitor(config)
         self.event_level: float | None = None
@@ -116,20 +118,6 @@ class OperatorTask:
     @property
     def _eval_window(self) -> dict[str, int]:
         return {"length": self.config.n_in + self.config.rollout_steps, "stride": self.config.sequence_length[1]}
-
-    def _check_windows(self) -> None:
-        """Raise UserError for training windows, or rollouts, that some simulation is too short for."""
-        n_in, stride = self.config.n_in, self.config.sequence_length[1]
-        sequences.fixed_windows(self.split.segments["train"], per_segment=1, **self._train_window)
-        for name in ("val", "test"):
-            shortest = min(self.split.segments[name], key=lambda segment: len(segment.frames))
-            have, need = len(shortest.frames), (n_in + self.config.rollout_steps - 1) * stride + 1
-            if need > have:
-                raise UserError(
-                    f"rollout_steps is {self.config.rollout_steps}, which with n_in {n_in} and a stride of {stride} "
-                    f"takes {need} frames, but {shortest.simulation.name} has {have} for {name}: set rollout_steps to "
-                    f"{(have - 1) // stride + 1 - n_in} or less, or lower the stride."
-                )
 
     def _phase(self, stepper: nn.Module) -> Phase:
         config = self.config
