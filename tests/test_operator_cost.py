@@ -184,6 +184,8 @@ def test_resampling_cuts_what_the_coarse_grid_cannot_hold() -> None:
     x = 2 * torch.pi * torch.arange(32, dtype=torch.float64) / 32
     for waves in (8, 9, 15):  # 8 is the Nyquist wave of 16 points
         assert coarse.resample(torch.cos(waves * x).expand(32, 32), (16, 16)).abs().max() < 1e-12
+    highest = torch.sin(7 * x)[:, None] + torch.cos(7 * (x[:, None] + x))
+    torch.testing.assert_close(coarse.resample(highest, (16, 16)), highest[::2, ::2], rtol=0, atol=1e-12)
 
 
 def test_data_that_the_solver_cannot_continue_are_named(flows: Path, tmp_path: Path) -> None:

@@ -40,8 +40,8 @@ def _check_windows(config: Config, split: Split) -> None:
         have, need = len(shortest.frames), (config.n_in + config.rollout_steps - 1) * stride + 1
         if need > have:
             raise UserError(
-                f"rollout_steps is {config.rollout_steps}, which with n_in {config.n_in} and a stride of {stride} takes "
-                f"{need} frames, but {shortest.simulation.name} has {have} for {name}: set rollout_steps to "
+                f"rollout_steps is {config.rollout_steps}, which with n_in {config.n_in} and a stride of {stride} "
+                f"takes {need} frames, but {shortest.simulation.name} has {have} for {name}: set rollout_steps to "
                 f"{(have - 1) // stride + 1 - config.n_in} or less, or lower the stride."
             )
 

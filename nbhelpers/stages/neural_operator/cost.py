@@ -9,8 +9,8 @@ How to read it:
 
 * The truth was made by this very solver. On the grid and at the step it was made with, the solver's error is rounding,
   at the larger step used here still next to nothing, *by construction*: that row shows that the comparison is right,
-  and not that the solver is perfect. So there is always a rival, unless the data were computed on a finer grid than
-  they are stored on (kind fno): what was cut off there is unknown to the solver too.
+  and not that the solver is perfect. So there is always a rival, except perhaps where the data were computed on a
+  finer grid than they are stored on (kind fno): what was cut off there is unknown to the solver too.
 * The solver knows the equation, the viscosity and the force, which a model learns from frames; where they are not
   known there is no such rival.
 * A surrogate is often compared with a solver that is far more accurate than itself; at equal error, advantages of

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from nbhelpers.stages.neural_operator.cost import Cost
 
@@ -12,7 +13,7 @@ MODEL, SOLVER = "#c0392b", "#17202a"
 def cost_table(cost: Cost) -> list[list[str]]:
     """Rows of text, header first: the model, and the solver from coarse to fine, the one at equal error marked."""
     steps = len(cost.model.error)
-    rows = [["", "time step", "mean relative L2", f"at step {steps}", "ms a run", "model's speed-up"]]
+    rows = [["", "time step", "mean relative L2", f"at step {steps}", "ms a run", "times the model's"]]
     for row in (cost.model, *cost.solvers):
         rows.append(
             [
@@ -34,22 +35,25 @@ def cost_figure(cost: Cost) -> Figure:
     """
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
-    x, y = [row.seconds for row in cost.solvers], [row.mean_error for row in cost.solvers]
+    x, y = [1e3 * row.seconds for row in cost.solvers], [row.mean_error for row in cost.solvers]
     axes.plot(x, y, "o-", color=SOLVER, ms=5, lw=1.2, label="solver")
     for row in cost.solvers:
         assert row.size is not None
         label = f"{row.size[0]} x {row.size[1]}"
-        axes.annotate(label, (row.seconds, row.mean_error), (6, 5), textcoords="offset points", fontsize=7)
+        axes.annotate(label, (1e3 * row.seconds, row.mean_error), (6, 5), textcoords="offset points", fontsize=7)
     model = cost.model
-    axes.plot(model.seconds, model.mean_error, "*", color=MODEL, ms=15, label="model", zorder=3)
+    axes.plot(1e3 * model.seconds, model.mean_error, "*", color=MODEL, ms=15, label="model", zorder=3)
     axes.axhline(model.mean_error, color=MODEL, lw=0.8, ls=":")
     if cost.rival is not None:
-        at = cost.rival.seconds, cost.rival.mean_error
+        at = 1e3 * cost.rival.seconds, cost.rival.mean_error
         axes.plot(*at, "o", ms=13, mew=1.3, mfc="none", color=MODEL, label="solver at equal error")
     axes.set_xscale("log")
     axes.set_yscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(
-        f"seconds a run of {len(model.error)} steps, {cost.batch_size} at once on {cost.device}", fontsize=8
+        f"milliseconds a run of {len(model.error)} steps, {cost.batch_size} at once on {cost.device}", fontsize=8
     )
     axes.set_ylabel("relative L2 error, mean over the steps", fontsize=8)
     axes.tick_params(labelsize=7, which="both")

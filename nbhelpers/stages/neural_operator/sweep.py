@@ -83,6 +83,8 @@ def ending_at(config: Config, weight: float) -> SchedulerParams:
         UserError: a weight that its cap or its initial weights do not allow.
     """
     params = config.scheduler or SchedulerParams()
+    if params.final_weights[1] == weight:
+        return params
     step = params.transition_step * weight / params.final_weights[1]
     if weight > params.max_weight_target:
         raise UserError(

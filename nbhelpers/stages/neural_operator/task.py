@@ -111,12 +111,12 @@ class OperatorTask:
         self.to(pick_device())
 
     @property
-    def _train_window(self) -> dict[str, int]:
+    def _train_window(self) -> dict[str, Any]:
         length, stride = self.config.sequence_length
         return {"length": length, "stride": stride}
 
     @property
-    def _eval_window(self) -> dict[str, int]:
+    def _eval_window(self) -> dict[str, Any]:
         return {"length": self.config.n_in + self.config.rollout_steps, "stride": self.config.sequence_length[1]}
 
     def _phase(self, stepper: nn.Module) -> Phase:
