@@ -19,7 +19,7 @@ from typing import Any
 
 from kept import kept
 
-from nbhelpers.stages.neural_operator.config import SIMULATED, Config
+from nbhelpers.stages.neural_operator.config import Config, simulated
 from nbhelpers.stages.neural_operator.gain import fit_gain, gain_predictor
 from nbhelpers.stages.neural_operator.simulate import simulate
 from nbhelpers.stages.neural_operator.sweep import Grid, run_sweep
@@ -63,7 +63,7 @@ def main() -> None:
     arguments = parser.parse_args()
     work, grid = arguments.work or Path(tempfile.mkdtemp()), dataclasses.replace(GRID, seeds=tuple(arguments.seeds))
     data_dir, config = work / "simulated", Config.for_profile(PROFILE)
-    simulate(data_dir, **SIMULATED[PROFILE])
+    simulate(data_dir, **simulated(PROFILE))
     TO.mkdir(parents=True, exist_ok=True)
     swept = run_sweep(config, grid, data_dir, work / "ablation")
     report = kept(swept.report, data="simulated")

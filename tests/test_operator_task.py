@@ -1,4 +1,4 @@
-"""The turbulence task: what it forecasts and trains on, whatever the model, the grid and the set, and what it refuses."""
+"""The turbulence task: what it forecasts, trains on and refuses, whatever the model, the grid and the set."""
 
 from __future__ import annotations
 
@@ -214,10 +214,12 @@ def test_pushforward_of_one_step_is_teacher_forcing(own: Path) -> None:
 @pytest.mark.parametrize("model", ["fno", "ffno", "unet"])
 @pytest.mark.parametrize("n_in", [1, 2])
 def test_every_model_trains_on_a_grid_that_is_not_square(turbulent: Path, model: str, n_in: int) -> None:
-    task = task_on(turbulent, model=model, fields="velocity,vorticity", n_in=n_in, sequence_length=(n_in + 2, 1))
+    task = task_on(
+        turbulent, model=model, fields="velocity,vorticity", n_in=n_in, sequence_length=(n_in + 2, 1), lr=0.01
+    )
     assert task.domain.lengths[1] > task.domain.lengths[0] and task.collection.shape == (24, 40)
     losses = []
-    for _ in range(8):
+    for _ in range(20):
         update = update_of(task)
         loss = loss_of(update)
         task.modules[STEP].zero_grad()
@@ -236,13 +238,13 @@ def test_constraints_hold_in_every_prediction(turbulent: Path, model: str) -> No
     batch = first(task, "test")
     forecast, last = task.forecast(batch), task.to_model(batch.frames)[:, :1]
     for fields_of, reference in ((forecast.rollout, last), (forecast.one_step, task.to_model(batch.frames)[:, :-1])):
-        raw = task.to_units(fields_of)
-        assert divergence_penalty(raw[:, :, 1:], lengths=task.domain.lengths) < 1e-10
+        velocity = task.domain.velocity_of(fields_of)
+        assert divergence_penalty(velocity, lengths=task.domain.lengths) < 1e-7  # float32
         means = [x.mean((-2, -1)).expand(-1, 3, -1) for x in (fields_of, reference)]
         torch.testing.assert_close(*means, atol=1e-5, rtol=0)
     free = task_on(turbulent, fields=fields, model=model).forecast(batch)
-    assert divergence_penalty(task.to_units(free.one_step)[:, :, 1:], lengths=task.domain.lengths) > 1e-3
-    assert task.evaluate("test").metrics["divergence"].value < 1e-10
+    assert divergence_penalty(task.domain.velocity_of(free.one_step), lengths=task.domain.lengths) > 1e-3
+    assert task.evaluate("test").metrics["divergence"].value < 1e-7
 
 
 def test_a_model_of_the_change_that_says_nothing_is_persistence(own: Path) -> None:
@@ -321,12 +323,12 @@ def test_nothing_inside_an_obstacle_is_trained_on(tmp_path: Path) -> None:
     wild = torch.where(update.valid, update.prediction, 99.0)
     for term in update.terms:
         torch.testing.assert_close(term.fn(wild), term.fn(update.prediction))
-        assert not torch.isclose(term.fn(update.prediction + 0.5), term.fn(update.prediction))
+        assert not torch.isclose(term.fn(update.prediction * 1.5), term.fn(update.prediction))
 
 
 @pytest.mark.parametrize("hdf5", [True, False])
 def test_a_matlab_file_of_the_benchmark(tmp_path: Path, hdf5: bool) -> None:
-    path = write_matlab(tmp_path / "ns.mat", vorticity(9, n_frames=8), hdf5=hdf5)
+    path = write_matlab(tmp_path / "ns_V1e-3.mat", vorticity(9, n_frames=8), hdf5=hdf5)
     task = task_on(path, fields="vorticity", n_in=3, sequence_length=(5, 1))
     assert task.domain.velocity is None and task.collection.channels == ("vorticity",)
     assert "divergence" not in task.evaluate("val").metrics
@@ -433,8 +435,8 @@ def test_the_loss_is_field_error_alone_unless_asked_for_more(own: Path) -> None:
     assert (term.name, term.weight, term.role, term.relative_to) == ("field_error", 1.0, "objective", None)
     update = update_of(task_on(own))
     y, x = update.target.double(), update.prediction.double()
-    expected = ((x - y).square().mean((-2, -1)) / y.square().mean((-2, -1))).mean()
-    assert float(update.terms[0].fn(update.prediction)) == pytest.approx(float(expected), rel=1e-4)
+    expected = ((x - y).square().mean((-2, -1)) / y.square().mean((-2, -1))).mean().detach()
+    assert float(update.terms[0].fn(update.prediction).detach()) == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_the_yardstick_comes_first_and_the_others_are_measured_in_it(own: Path) -> None:
@@ -490,7 +492,7 @@ def test_the_preview_says_what_any_settings_would_contribute(own: Path) -> None:
     ends = SchedulerParams(final_weight_source=0.5, final_weight_target=0.5, warmup_epochs=0, min_epochs=0, patience=1)
     assert spectral(scheduler=ends) == pytest.approx(strong)  # the weights that it ends at
     static = LossParams(field_error=0.5, spectrum_error=0.5)
-    assert spectral(loss=static, normalise="none") != pytest.approx(strong, rel=0.1)
+    assert 1 - spectral(loss=static, normalise="none") < 0.5 * (1 - strong)  # raw, it is many times the field error
     entries = {entry.term: entry for entry in balance(Config(**TINY | {"loss": static}))}
     assert entries["spectrum_error"].value_share == pytest.approx(0.5, rel=1e-4)  # half of the value, as it says
 

@@ -118,7 +118,7 @@ def test_one_run_folder_for_each_setting_and_seed_and_the_reference_first(finish
         ("slope-0", 0), ("slope-0.3", 0), ("slope-1", 0), ("slope-0", 1),
     ]  # fmt: skip
     text = (finished.folder / "sweep.md").read_text()
-    for words in ("## Does the setting matter?", "n = 8 events", "spread between seeds", "slope-0.3", "as_it_is"):
+    for words in ("## Does the setting matter?", "n = 8 groups", "spread between seeds", "slope-0.3", "as_it_is"):
         assert words in text
     assert "- PASS: rows (all)" in text and kept["gates"] == [{"name": "rows", "passed": True, "value": "all"}]
     mse, minutes = kept["val"]["slope-0"]["mse"]["value"], sum(row["minutes"] for row in kept["rows"])
@@ -331,9 +331,9 @@ def test_spreads_between_seeds_and_between_settings() -> None:
         # As large in every event, but with one seed twice what it is with the other.
         ({"ref": [0.0, 0.2], "x": [-0.1, 0.05]}, EVENTS, [], "not shown to matter"),
         ({"ref": [0.0, 0.001], "x": [0.0, 0.001]}, EVENTS, [], "not shown to matter"),
-        ({"ref": [0.0, 0.001], "x": [-0.1, -0.101]}, EVENTS[:5], None, "undecided, n = 5 events"),
+        ({"ref": [0.0, 0.001], "x": [-0.1, -0.101]}, EVENTS[:5], None, "undecided, n = 5 groups"),
         ({"ref": [0.0], "x": [-0.1]}, EVENTS, None, "with one seed the spread between seeds is unknown"),
-        ({"ref": [0.0], "x": [-0.1]}, EVENTS * np.nan, None, "mse: undefined, the 8 events hold nothing"),
+        ({"ref": [0.0], "x": [-0.1]}, EVENTS * np.nan, None, "mse: undefined, the 8 groups hold nothing"),
     ],
 )
 def test_a_setting_matters_where_events_and_seeds_both_say_so(

@@ -97,11 +97,10 @@ class SchedulerParams:
 def completed(changes: Mapping[str, Any]) -> dict[str, Any]:
     """``changes`` with both final weights where one is given: they are meant as parts of 1."""
     names = ("final_weight_source", "final_weight_target")
-    given = [name for name in names if _is_number(changes.get(name))]
-    if len(given) != 1 or not 0 <= changes[given[0]] <= 1 or all(name in changes for name in names):
-        return dict(changes)
-    (other,) = set(names) - set(given)
-    return {**changes, other: 1 - changes[given[0]]}
+    for given, other in (names, names[::-1]):
+        if other not in changes and _is_number(changes.get(given)) and 0 <= changes[given] <= 1:
+            return {**changes, other: 1 - changes[given]}
+    return dict(changes)
 
 
 # Starting points for three kinds of flow, to be judged by validation. Each says only where it differs, and why.
@@ -231,11 +230,12 @@ class FlexibleScheduler:
         return self.params.trigger == "plateau" or self._level > self._reference + margin
 
     def _why(self) -> str:
+        waited = f"{self._waited} epoch{'s' * (self._waited != 1)}"
         if self._level is None or self._reference is None:
-            return f"{self._waited} epochs passed"
-        better = f"{self._waited} epochs without a better {self.params.monitor_metric}"
+            return f"{waited} passed"
         level, reference = (value if self.params.mode == "min" else -value for value in (self._level, self._reference))
-        return f"{better}: smoothed it is {level:.4g} and was {reference:.4g}"
+        name = self.params.monitor_metric
+        return f"{waited} without a better {name}: smoothed it is {level:.4g} and was {reference:.4g}"
 
     def state_dict(self) -> dict[str, Any]:
         """Everything :meth:`load_state_dict` needs to go on exactly, of plain types that JSON can hold."""

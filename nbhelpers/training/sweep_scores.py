@@ -126,7 +126,7 @@ def effects(
 ) -> dict[str, dict[str, Any]]:
     """For each metric that has a better end: which settings differ from the reference, and a sentence that says so.
 
-    A setting differs when the paired interval over events excludes 0 and the difference is larger than seeds explain:
+    A setting differs when the paired interval over groups excludes 0 and the difference is larger than seeds explain:
     ``|d| > t(0.975, degrees) · s / sqrt(m)`` with the spread s of a difference at equal seed, over m seeds.
 
     Returns:
@@ -144,9 +144,9 @@ def effects(
         defined = {setting: d for setting, d in differences.items() if d["value"] is not None}
         undecided = None
         if not defined:
-            undecided = f"undefined, the {n} events hold nothing that it could be computed from."
+            undecided = f"undefined, the {n} groups hold nothing that it could be computed from."
         elif n < MIN_GROUPS:
-            undecided = f"undecided, n = {n} events and at least {MIN_GROUPS} are needed to tell."
+            undecided = f"undecided, n = {n} groups and at least {MIN_GROUPS} are needed to tell."
         elif not one["degrees"]:
             undecided = "undecided, with one seed the spread between seeds is unknown; add a seed."
         if undecided is not None:
@@ -164,9 +164,9 @@ def effects(
         )
         if differ:
             listed = ", ".join(f"{setting} {signed(defined[setting])}" for setting in differ)
-            said = f"{name}: it matters: {listed} (n = {n} events; {against})."
+            said = f"{name}: it matters: {listed} (n = {n} groups; {against})."
         else:
-            said = f"{name}: not shown to matter (n = {n} events; {against})."
+            said = f"{name}: not shown to matter (n = {n} groups; {against})."
         found[name] = {"differ": differ, "sentence": said}
     return found
 

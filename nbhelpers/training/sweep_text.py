@@ -121,15 +121,15 @@ def as_markdown(report: Mapping[str, Any], figures: Sequence[str]) -> str:
     lines += [f"- {sentence}" for sentence in effect_sentences(report)] or ["- nothing to compare yet"]
     lines += [
         "",
-        "A setting counts as different where the paired 95 % interval over events excludes 0 and the difference is "
+        "A setting counts as different where the paired 95 % interval over groups excludes 0 and the difference is "
         "larger than seeds explain. The intervals are of one comparison each, not corrected for their number.",
     ]
     for split, title in (("val", "Validation: what the choice is made on"), ("test", "Test: only shown")):
         n = next((cell["n"] for cells in report[split].values() for cell in cells.values()), 0)
-        lines += ["", f"## {title} (n = {n} events)", "", md_table(settings_table(report, split))]
+        lines += ["", f"## {title} (n = {n} groups)", "", md_table(settings_table(report, split))]
         differences = difference_table(report, split)
         if len(differences) > 1:
-            lines += ["", "Differences, all common seeds together, paired over events:", "", md_table(differences)]
+            lines += ["", "Differences, all common seeds together, paired over groups:", "", md_table(differences)]
     lines += ["", "## Runs", "", md_table(_run_table(report))]
     lines += [f"- {row['run']}: {row['stopped']}" for row in report["rows"] if row["stopped"] is not None]
     data = report["data"]

@@ -14,6 +14,7 @@ from nbhelpers.stages.neural_operator.verification import HELD, Forecast
 Step = Callable[[Tensor], Tensor]  # (B, n_in, C, H, W) -> the next (B, C, H, W), model units
 PAIRS_PER_SEGMENT = 16  # of neighbouring training frames, that the linear baseline is fitted to
 RANK, PAIRS_PER_PATTERN = 64, 4  # patterns of the reduced fit, fewer where there are few pairs
+DISTINCT = 1e-6  # of the largest singular value: below it, float32 holds rounding and no pattern
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,18 @@ def fit(pairs: Pairs, *, periodic: bool) -> LinearPredictor | PeriodicPredictor:
     """The linear step that fits the training pairs best: by wavenumber in a periodic box, by patterns elsewhere."""
     if periodic:
         return fit_periodic(pairs)
-    return fit_linear(pairs, rank=max(1, min(RANK, pairs.count // PAIRS_PER_PATTERN)))
+    return fit_linear(pairs, rank=max(1, min(RANK, pairs.count // PAIRS_PER_PATTERN, _spanned(pairs, 2 * RANK))))
+
+
+def _spanned(pairs: Pairs, most: int) -> int:
+    """How many patterns the first ``most`` frames span: few in a steady or a laminar flow."""
+    frames: list[Tensor] = []
+    for now, _ in pairs:
+        frames += now.flatten(1).double()
+        if len(frames) >= most:
+            break
+    lengths = torch.linalg.svdvals(torch.stack(frames[:most]))
+    return int((lengths > DISTINCT * lengths[0]).sum())
 
 
 def persistence(history: Tensor) -> Tensor:

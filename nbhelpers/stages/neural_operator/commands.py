@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nbhelpers.stages.neural_operator.config import SIMULATED, Config
+from nbhelpers.stages.neural_operator.config import Config, simulated
 from nbhelpers.stages.neural_operator.forecast_file import FORECASTS, write_forecasts
 from nbhelpers.stages.neural_operator.simulate import simulate as simulate_flows
 from nbhelpers.stages.neural_operator.task import OperatorTask as Task
@@ -14,7 +14,7 @@ __all__ = ["FORECASTS", "Config", "Task", "advice", "simulate", "write_forecasts
 
 def simulate(data_dir: Path, *, profile: str, seed: int) -> Path:
     """Write simulated turbulence of the profile's size in the layout of the public sets; returns the folder."""
-    return simulate_flows(data_dir, **SIMULATED[profile], seed=seed)
+    return simulate_flows(data_dir, **simulated(profile), seed=seed)
 
 
 def advice(task: Task) -> list[str]:

@@ -239,10 +239,18 @@ PROFILES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
-# What `data simulate` writes for each profile.
-SIMULATED: dict[str, dict[str, Any]] = {
-    "smoke": {"kind": "decaying", "n_simulations": 12, "size": 64, "n_frames": 12},
-    "quick": {"kind": "decaying", "n_simulations": 56, "size": 64, "n_frames": 24},
-    "t4": {"kind": "decaying", "n_simulations": 500, "size": 64, "n_frames": 32},
-    "full": {"kind": "decaying", "n_simulations": 1200, "size": 128, "n_frames": 50},
+# How much is simulated for each profile.
+SIMULATED: dict[str, dict[str, int]] = {
+    "smoke": {"n_simulations": 12, "size": 64, "n_frames": 12},
+    "quick": {"n_simulations": 56, "size": 64, "n_frames": 24},
+    "t4": {"n_simulations": 500, "size": 64, "n_frames": 32},
+    "full": {"n_simulations": 1200, "size": 128, "n_frames": 50},
 }
+
+
+def simulated(profile: str, *, kind: str = "decaying") -> dict[str, Any]:
+    """What to simulate for a profile: decaying or Kolmogorov flow, or the FNO benchmark with its own number of frames."""
+    much: dict[str, Any] = {**SIMULATED[profile], "kind": kind}
+    if kind == "fno":
+        much["n_frames"] = None
+    return much

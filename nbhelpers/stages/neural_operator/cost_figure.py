@@ -29,7 +29,7 @@ def cost_table(cost: Cost) -> list[list[str]]:
 
 
 def cost_figure(cost: Cost) -> Figure:
-    """Mean error of the rollouts against seconds a run: the solver from coarse to fine, the model a star.
+    """Mean error of the rollouts against the time of a run: the solver from coarse to fine, the model a star.
 
     A model left of the solver's line, or below it, is better than the solver.
     """

@@ -7,11 +7,14 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from nbhelpers.stages.neural_operator.sweep_verdict import COST, SHARPNESS
 from nbhelpers.stages.neural_operator.verdict import DEARER, HALF
 
 COLOURS = ("#c0392b", "#2471a3", "#1e8449", "#b7950b", "#7d3c98", "#d35400", "#117a65", "#5b2c6f")
+TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
 PANELS = {
     "one step ahead": (COST, SHARPNESS),
     "over the rollout": ("rollout_field_error", "rollout_spectrum_error_high"),
@@ -25,7 +28,7 @@ def sweep_figures(report: Mapping[str, Any]) -> Iterator[tuple[str, Figure]]:
 
 
 def sweep_figure(report: Mapping[str, Any], *, split: str = "val") -> Figure:
-    """High-band spectrum error against field error, every seed a point, lines from field error alone.
+    """High-band spectrum error against field error, both relative to field error alone of the same seed, a point each.
 
     Args:
         split: "val", on which the choice is made, or "test".
@@ -45,25 +48,28 @@ def sweep_figure(report: Mapping[str, Any], *, split: str = "val") -> Figure:
 def _trade(axes: Axes, report: Mapping[str, Any], split: str, cost: str, sharpness: str) -> None:
     compared = report[split]
     theirs = compared.get(report["reference"])
+    if theirs is None:
+        axes.text(0.5, 0.5, f"no finished run of {report['reference']}", ha="center", transform=axes.transAxes)
+        return
     for index, (name, cells) in enumerate(compared.items()):
-        if cost not in cells or sharpness not in cells:
-            continue
         colour = "#17202a" if name == report["reference"] else COLOURS[index % len(COLOURS)]
-        seeds = cells[cost]["seeds"]
-        for number, seed in enumerate(seeds):
-            x, y = cells[cost]["seeds"][seed], cells[sharpness]["seeds"][seed]
-            axes.plot(x, y, "o", color=colour, ms=6, label=name if number == 0 else None)
-            if theirs is not None and seed in theirs[cost]["seeds"]:
-                begin = theirs[cost]["seeds"][seed], theirs[sharpness]["seeds"][seed]
-                axes.plot([begin[0], x], [begin[1], y], color=colour, lw=0.7, alpha=0.6)
-    axes.set_xscale("log")
+        seeds = [seed for seed in cells[cost]["seeds"] if seed in theirs[cost]["seeds"]]
+        points = [[cells[m]["seeds"][seed] / theirs[m]["seeds"][seed] for seed in seeds] for m in (cost, sharpness)]
+        axes.plot(*points, "o", color=colour, ms=6, label=name)
+        for x, y in zip(*points, strict=True):
+            axes.plot([1, x], [1, y], color=colour, lw=0.7, alpha=0.5)
     axes.set_yscale("log")
-    if theirs is not None and cost == COST:
-        x, y = theirs[cost]["value"], theirs[sharpness]["value"]
-        axes.axvline(DEARER * x, color="#888", lw=0.8, ls=":")
-        axes.axhline(HALF * y, color="#888", lw=0.8, ls=":")
-        axes.text(DEARER * x, y, " +5 %", fontsize=7, color="#666")
-    axes.set_xlabel(f"{cost.replace('_', ' ')} ↓", fontsize=8)
-    axes.set_ylabel(f"{sharpness.replace('_', ' ')} ↓", fontsize=8)
+    if cost == COST:
+        low = min(HALF / 2, 0.8 * axes.get_ylim()[0])
+        corner = (min(0.99, axes.get_xlim()[0]), low)
+        axes.add_patch(Rectangle(corner, DEARER - corner[0], HALF - low, color="#1e8449", alpha=0.12, lw=0))
+        axes.text(DEARER, HALF, "the floor ", fontsize=7, color="#1e8449", ha="right", va="bottom")
+        axes.set_xlim(corner[0], max(1.01 * DEARER, axes.get_xlim()[1]))
+        axes.set_ylim(bottom=low)
+    axes.set_xlabel(f"{cost.replace('_', ' ')}, times field-only ↓", fontsize=8)
+    axes.set_ylabel(f"{sharpness.replace('_', ' ')}, times field-only ↓", fontsize=8)
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_yticks([tick for tick in TICKS if axes.get_ylim()[0] <= tick <= axes.get_ylim()[1]])
     axes.tick_params(labelsize=7, which="both")
     axes.grid(alpha=0.25, which="both")
