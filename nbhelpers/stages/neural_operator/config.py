@@ -249,7 +249,7 @@ SIMULATED: dict[str, dict[str, int]] = {
 
 
 def simulated(profile: str, *, kind: str = "decaying") -> dict[str, Any]:
-    """What to simulate for a profile: decaying or Kolmogorov flow, or the FNO benchmark with its own number of frames."""
+    """What to simulate for a profile: decaying or Kolmogorov flow, or the FNO benchmark with its own frames."""
     much: dict[str, Any] = {**SIMULATED[profile], "kind": kind}
     if kind == "fno":
         much["n_frames"] = None

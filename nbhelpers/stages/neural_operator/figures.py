@@ -16,7 +16,7 @@ from torch import Tensor
 from nbhelpers.science import spectra
 from nbhelpers.stages.neural_operator import solver
 from nbhelpers.stages.neural_operator.sequences import Batch
-from nbhelpers.stages.neural_operator.verification import Forecast
+from nbhelpers.stages.neural_operator.verification import Forecast, fluctuation
 
 if TYPE_CHECKING:
     from nbhelpers.stages.neural_operator.task import OperatorTask
@@ -78,6 +78,11 @@ def limits(values: NDArray[np.float32]) -> tuple[float, float]:
     return low, max(high, low + 1e-12)
 
 
+def error_limits(limit: tuple[float, float]) -> tuple[float, float]:
+    """Colour limits of an error beside a field with ``limit``: the same for fields of both signs, else as wide."""
+    return limit if limit[0] < 0 else (limit[0] - limit[1], limit[1] - limit[0])
+
+
 def fixed_sample(task: OperatorTask, *, split: str = "val") -> Batch:
     """The first window of a split, the same in every call."""
     batch = next(iter(task.batches(split, 0)))
@@ -87,6 +92,11 @@ def fixed_sample(task: OperatorTask, *, split: str = "val") -> Batch:
 
 def _inside(batch: Batch) -> NDArray[np.bool_] | None:
     return None if batch.inside is None else batch.inside[0].numpy()
+
+
+def _row(fields: NDArray[np.float32], width: float) -> float:
+    """Height in inches of a row of fields ``(…, H, W)`` that are so wide, with their titles."""
+    return width * fields.shape[-2] / fields.shape[-1] + 0.2
 
 
 def _bar(figure: Any, image: Any, axes: Any, view: View) -> None:
@@ -103,18 +113,21 @@ def sample_figure(task: OperatorTask, *, split: str = "train", n_simulations: in
         if len({name for one in batches for name in one.simulations}) >= n_simulations:
             break
     chosen: dict[str, Tensor] = {}
+    obstacles: dict[str, Any] = {}
     for batch in batches:
-        for frames, name in zip(batch.frames, batch.simulations, strict=True):
-            chosen.setdefault(name, frames)
+        for index, name in enumerate(batch.simulations):
+            chosen.setdefault(name, batch.frames[index])
+            obstacles.setdefault(name, None if batch.inside is None else batch.inside[index].numpy())
     names = list(chosen)[:n_simulations]
     fields = view(task.to_model(torch.stack([chosen[name] for name in names])))
     columns = sorted({round(i) for i in np.linspace(0, fields.shape[1] - 1, 5)})
-    figure = Figure(figsize=(2.0 * len(columns) + 1.3, 2.05 * len(names)), layout="constrained")
+    figure = Figure(figsize=(2.0 * len(columns) + 1.3, _row(fields, 2.0) * len(names)), layout="constrained")
     axes = figure.subplots(len(names), len(columns), squeeze=False)
     gap = task.collection.facts.frame_gap * task.config.sequence_length[1]
     for row, name in enumerate(names):
         for column, index in enumerate(columns):
-            image = draw(axes[row, column], fields[row, index], limit=limits(fields), title=f"t + {index * gap:.3g}")
+            title, inside = f"t + {index * gap:.3g}", obstacles[name]
+            image = draw(axes[row, column], fields[row, index], limit=limits(fields), inside=inside, title=title)
         axes[row, 0].set_ylabel(name, fontsize=7)
     _bar(figure, image, axes, view)
     return figure
@@ -132,14 +145,16 @@ def rollout_figure(task: OperatorTask, batch: Batch) -> Figure:
     shown = {"truth": truth} | {name: view(one.rollout)[0] for name, one in _forecasts(task, batch).items()}
     steps = sorted({0, len(truth) // 2, len(truth) - 1})
     limit, inside = limits(truth), _inside(batch)
-    figure = Figure(figsize=(2.15 * (len(shown) + 1) + 1.0, 2.15 * len(steps)), layout="constrained")
+    figure = Figure(figsize=(2.15 * (len(shown) + 1) + 1.0, _row(truth, 2.15) * len(steps)), layout="constrained")
     axes = figure.subplots(len(steps), len(shown) + 1, squeeze=False)
     for row, step in enumerate(steps):
         for column, (name, fields) in enumerate(shown.items()):
             title = f"{name}, step {step + 1}"
             image = draw(axes[row, column], fields[step], limit=limit, inside=inside, title=title)
         error = shown["model"][step] - truth[step]
-        draw(axes[row, -1], error, limit=limit, inside=inside, title="model − truth")
+        span = error_limits(limit)
+        title = "model − truth" + ("" if span == limit else f", ±{span[1]:.2g}")
+        draw(axes[row, -1], error, limit=span, inside=inside, title=title)
     _bar(figure, image, axes, view)
     figure.suptitle(f"{batch.simulations[0]} from frame {batch.starts[0]}", fontsize=9)
     return figure
@@ -153,6 +168,7 @@ def _mean_spectra(task: OperatorTask, split: str) -> dict[str, dict[str, NDArray
         fields = {"truth": Forecast(target, target)} | _forecasts(task, batch)
         for name, one in fields.items():
             for when, chosen in (("one step", one.one_step), ("end of the rollout", one.rollout[:, -1:])):
+                chosen = fluctuation(chosen, task.valid(batch))
                 energy = spectra.shell_energy(chosen, lengths=task.domain.lengths, window=task.domain.window)
                 each = energy[..., 1:-1].sum(2).flatten(0, 1).double().cpu().numpy()  # (frames, shells)
                 sums[when].setdefault(name, []).append(each)

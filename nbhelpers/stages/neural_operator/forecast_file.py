@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ import torch
 
 from nbhelpers.core.errors import UserError
 from nbhelpers.stages.neural_operator import layout
+from nbhelpers.stages.neural_operator.data import Collection
 from nbhelpers.stages.neural_operator.folder import FolderStore
 from nbhelpers.training.run import writing
 
@@ -61,6 +63,18 @@ def write_forecasts(task: OperatorTask, path: Path, *, split: str, checkpoint: s
             "lengths": list(collection.facts.lengths),
             "periodic": collection.facts.periodic,
             "frame_gap": collection.facts.frame_gap * stride,
+            "normalisation": _normalisation(collection, counts),
         }
         (path / layout.DATASET).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return number
+
+
+def _normalisation(collection: Collection, counts: Mapping[str, int]) -> dict[str, dict[str, list[float]]]:
+    """That of the data, by field: so that a few short forecasts can be read, of which it could not be estimated."""
+    named = zip(collection.channels, collection.std, strict=True)
+    stds = [0.0 if name in collection.constant else std for name, std in named]
+    found, begin = {}, 0
+    for field, count in counts.items():
+        part, begin = slice(begin, begin + count), begin + count
+        found[field] = {"mean": list(collection.mean[part]), "std": stds[part]}
+    return found

@@ -9,7 +9,7 @@ from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from nbhelpers.stages.neural_operator.figures import View, draw, limits
+from nbhelpers.stages.neural_operator.figures import View, draw, error_limits, limits
 from nbhelpers.stages.neural_operator.sequences import Batch
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ def rollout_movie(task: OperatorTask, batch: Batch, path: Path) -> Path:
     truth = view(task.to_model(batch.frames)[:, task.config.n_in :])[0]
     model = view(task.forecast(batch).rollout)[0]
     limit = limits(truth)
+    shown = [("truth", truth, limit), ("model", model, limit), ("model − truth", model - truth, error_limits(limit))]
     inside = None if batch.inside is None else batch.inside[0].numpy()
     height, width = truth.shape[-2:]
     figure = Figure(figsize=(8.4, 2.9 * height / width + 0.35), layout="constrained", dpi=80)
@@ -31,11 +32,9 @@ def rollout_movie(task: OperatorTask, batch: Batch, path: Path) -> Path:
     axes = figure.subplots(1, 3)
 
     def frame(step: int) -> list:
-        for one, (title, values) in zip(
-            axes, {"truth": truth, "model": model, "model − truth": model - truth}.items(), strict=True
-        ):
+        for one, (title, values, span) in zip(axes, shown, strict=True):
             one.clear()
-            draw(one, values[step], limit=limit, inside=inside, title=f"{title}, step {step + 1}")
+            draw(one, values[step], limit=span, inside=inside, title=f"{title}, step {step + 1}")
         return []
 
     path.parent.mkdir(parents=True, exist_ok=True)

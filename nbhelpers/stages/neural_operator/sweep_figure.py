@@ -65,7 +65,7 @@ def _trade(axes: Axes, report: Mapping[str, Any], split: str, cost: str, sharpne
         axes.add_patch(Rectangle(corner, DEARER - corner[0], HALF - low, color="#1e8449", alpha=0.12, lw=0))
         axes.text(DEARER, HALF, "the floor ", fontsize=7, color="#1e8449", ha="right", va="bottom")
         axes.set_xlim(corner[0], max(1.01 * DEARER, axes.get_xlim()[1]))
-        axes.set_ylim(bottom=low)
+        axes.set_ylim(low, max(1.2, axes.get_ylim()[1]))
     axes.set_xlabel(f"{cost.replace('_', ' ')}, times field-only ↓", fontsize=8)
     axes.set_ylabel(f"{sharpness.replace('_', ' ')}, times field-only ↓", fontsize=8)
     axes.yaxis.set_major_formatter(ScalarFormatter())

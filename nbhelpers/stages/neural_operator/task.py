@@ -102,7 +102,8 @@ class OperatorTask:
             "mean": self._null(baselines.mean),
             "linear": self._null(lambda history: self.linear(history[:, -1])),
         }
-        self.headlines: Sequence[str] = tuple(name for name in METRICS if name != "trajectory_rel_l2")
+        absent = {"trajectory_rel_l2"} | (set() if self.domain.velocity else {"divergence"})
+        self.headlines: Sequence[str] = tuple(name for name in METRICS if name not in absent)
         self.oom_advice: Sequence[str] = (
             f"halve batch_size (it is {config.batch_size})",
             f"predict fewer frames of a window: lower sequence_length (it is {config.sequence_length})",

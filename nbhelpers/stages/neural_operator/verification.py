@@ -121,7 +121,7 @@ class Verification:
             "energy_ratio": (energies[0], energies[1]),
             "blow_up_rate": _count_all((energies[0] > BLOWN_UP * energies[1]).any(1).float(), ()),
         }
-        enstrophies = [self._gradient_energy(_fluctuation(field, valid)) for field in (rollout, target)]
+        enstrophies = [self._gradient_energy(fluctuation(field, valid)) for field in (rollout, target)]
         return rows | {"enstrophy_ratio": (enstrophies[0], enstrophies[1])}
 
     def _shell_errors(self, field: Tensor, target: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -184,8 +184,8 @@ def _where_valid(field: Tensor, valid: Tensor | None) -> Tensor:
     return field if valid is None else torch.where(valid[:, None, None], field, 0.0)
 
 
-def _fluctuation(field: Tensor, valid: Tensor | None) -> Tensor:
-    """The field less its mean over the valid points, 0 inside obstacles."""
+def fluctuation(field: Tensor, valid: Tensor | None) -> Tensor:
+    """``(B, T, C, H, W)`` less the mean over the valid points of each frame, 0 inside obstacles."""
     if valid is None:
         return field - field.mean((-2, -1), keepdim=True)
     points = valid[:, None, None].sum((-2, -1), keepdim=True).clamp(min=1)
@@ -212,7 +212,7 @@ def _energy(field: Tensor, valid: Tensor | None) -> Tensor:
 
 def _correlated(field: Tensor, target: Tensor, valid: Tensor | None) -> Tensor:
     """``(B, T)`` whether the correlation over space and channels is above CORRELATED."""
-    x, y = (_fluctuation(one, valid).flatten(2) for one in (field, target))
+    x, y = (fluctuation(one, valid).flatten(2) for one in (field, target))
     return (x * y).sum(-1) > CORRELATED * x.norm(dim=-1) * y.norm(dim=-1)
 
 
