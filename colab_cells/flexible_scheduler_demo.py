@@ -396,7 +396,13 @@ def spectrum_error(prediction: Tensor, truth: Tensor) -> Tensor:
 
 LOSSES = {"field_error": field_error, "spectrum_error": spectrum_error}
 TRUTH, MEASURED = signals(256, seed=1)
-TEST_TRUTH, TEST_MEASURED = signals(256, seed=2)
+VAL_TRUTH, VAL_MEASURED = signals(256, seed=2)  # what the scheduler and the scaling look at
+TEST_TRUTH, TEST_MEASURED = signals(256, seed=3)  # scored once, when nothing is left to choose
+
+
+def errors_of(prediction: Tensor, truth: Tensor) -> dict[str, float]:
+    """Every error by name."""
+    return {name: float(error(prediction, truth)) for name, error in LOSSES.items()}
 
 
 def share_of_spectrum(terms: dict[str, Tensor], prediction: Tensor) -> float:
@@ -405,8 +411,8 @@ def share_of_spectrum(terms: dict[str, Tensor], prediction: Tensor) -> float:
     return float(pull["spectrum_error"] / (pull["field_error"] + pull["spectrum_error"]))
 
 
-def train(scheduler: FlexibleScheduler | None) -> tuple[list[dict[str, float]], Tensor]:
-    """Train with the scheduler's weights, or without one on the field error; returns the history and the forecast."""
+def train(scheduler: FlexibleScheduler | None) -> tuple[list[dict[str, float]], nn.Module]:
+    """Train with the scheduler's weights, or without one on the field error; returns the history and the network."""
     torch.manual_seed(0)
     layers: list[nn.Module] = []
     for channels in (1, 16, 16):
@@ -430,15 +436,14 @@ def train(scheduler: FlexibleScheduler | None) -> tuple[list[dict[str, float]], 
             loss.backward()
             optimizer.step()
         with torch.no_grad():
-            forecast = net(TEST_MEASURED)
-        metrics = {name: float(error(forecast, TEST_TRUTH)) for name, error in LOSSES.items()}
+            metrics = errors_of(net(VAL_MEASURED), VAL_TRUTH)
         if scheduler:
             scheduler.step(epoch, metrics)  # LINE 3 OF 3: after each epoch
         if epoch == PARAMS.warmup_epochs:
             unit = metrics  # each term in units of what it is now: else half of a term 600 times the other is all of it
         means = {"loss": sum(losses) / len(losses), "share": sum(shares) / len(shares)}
         history.append({**metrics, **means, **{f"weight_{name}": weight for name, weight in weights.items()}})
-    return history, forecast
+    return history, net
 
 
 def draw(plain: list[dict[str, float]], handed: list[dict[str, float]], forecasts: dict[str, Tensor]) -> None:
@@ -455,7 +460,7 @@ def draw(plain: list[dict[str, float]], handed: list[dict[str, float]], forecast
         epochs, [1 - row["share"] for row in handed], [row["share"] for row in handed], colors=[*colours.values()]
     )
     share.set(title="what that means: share of the gradient", ylim=(0, 1))
-    errors.set(title="errors on test signals")
+    errors.set(title="errors on validation signals")
     for axes in (weights, share, errors):
         axes.axvspan(0.5, PARAMS.warmup_epochs + 0.5, color="#888888", alpha=0.25, lw=0)
         axes.set(xlabel="epoch (grey: warm-up)", xlim=(0.5, EPOCHS + 0.5))
@@ -468,10 +473,13 @@ def draw(plain: list[dict[str, float]], handed: list[dict[str, float]], forecast
 
 
 scheduler = FlexibleScheduler(PARAMS, known_metrics=LOSSES, epochs=EPOCHS)  # LINE 1 OF 3: a plan that cannot end raises
-handed, forecast_handed = train(scheduler)
-plain, forecast_plain = train(None)
+handed, net_handed = train(scheduler)
+plain, net_plain = train(None)
 for epoch, source, target, why in scheduler.events:
     print(f"after epoch {epoch}: {source:.3f} field + {target:.3f} spectrum, {why}")
+with torch.no_grad():
+    forecasts = {"field only": net_plain(TEST_MEASURED), "handed over": net_handed(TEST_MEASURED)}
+tested = {name: errors_of(forecast, TEST_TRUTH) for name, forecast in forecasts.items()}
 for name in LOSSES:
-    print(f"{name}: {handed[-1][name]:.4g} with the hand-over, {plain[-1][name]:.4g} without")
-draw(plain, handed, {"field only": forecast_plain, "handed over": forecast_handed})
+    print(f"test {name}: {tested['handed over'][name]:.4g} handed over, {tested['field only'][name]:.4g} field only")
+draw(plain, handed, forecasts)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import h5py
 import pytest
+import torch
 
 from nbhelpers import __version__
 from nbhelpers.cli import main
@@ -146,6 +147,63 @@ def test_help_says_what_each_flag_means(capsys: pytest.CaptureFixture[str]) -> N
         "--resume {auto,never,PATH}",
     ):
         assert words in text
+
+
+def test_help_says_how_a_group_of_settings_is_given(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "neural-operator", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--scheduler NAME=VALUE,..." in text and "Names: source, target, initial_weight_source" in text
+    assert "--loss NAME=VALUE,..." in text and "Names: field_error, spectrum_error" in text
+
+
+@pytest.fixture
+def tiny_flows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A workspace in which two small flows are as much as any profile simulates."""
+    from nbhelpers.stages.neural_operator import config
+
+    monkeypatch.setenv("NBHELPERS_HOME", str(tmp_path))
+    monkeypatch.setitem(config.SIMULATED, "smoke", {"n_simulations": 2, "size": 64, "n_frames": 2})
+    return tmp_path / "data"
+
+
+SIMULATE = ["data", "simulate", "neural-operator", "--profile", "smoke", "--seed", "3"]
+
+
+def test_flows_of_the_kind_that_is_asked_for(tiny_flows: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = {}
+    for words in ([], ["--kind", "decaying"], ["--kind", "fno"]):
+        assert main([*SIMULATE, *words]) == 0
+        folder = Path(capsys.readouterr().out.strip())
+        assert folder.parent == tiny_flows and (folder / "sim_000001" / "velocity_000001.npz").is_file()
+        found[folder.name] = json.loads((folder / "dataset.json").read_text())
+    assert {name: record["set"] for name, record in found.items()} == {
+        "neural-operator-smoke": "decaying", "neural-operator-decaying-smoke": "decaying",
+        "neural-operator-fno-smoke": "fno",
+    }  # fmt: skip
+    assert {record["seed"] for record in found.values()} == {3}
+    assert found["neural-operator-fno-smoke"]["n_frames"] == 20, "the benchmark's own"
+
+
+def test_kinds_that_there_are_not(tiny_flows: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*SIMULATE, "--kind", "boiling"]) == 2
+    assert "kind is 'boiling', expected one of decaying, kolmogorov, fno" in capsys.readouterr().err
+    assert main(["data", "simulate", "perceptual-unet", "--profile", "smoke", "--kind", "hail"]) == 2
+    assert (
+        "--kind is 'hail', but perceptual-unet simulates data of one kind only: leave it out."
+        in capsys.readouterr().err
+    )
+    assert not tiny_flows.exists() or not list(tiny_flows.iterdir())
+
+
+def test_flows_are_computed_on_the_device_that_is_there(tiny_flows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nbhelpers.stages.neural_operator import commands
+
+    asked: list[torch.device] = []
+    monkeypatch.setattr(commands, "pick_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(commands, "simulate_flows", lambda folder, *, device, **_: asked.append(device) or folder)
+    assert main(SIMULATE) == 0
+    assert asked == [torch.device("cuda")]
 
 
 @pytest.mark.parametrize("words", [["train", "no-such-stage"], ["train"], ["frobnicate"], ["data", "fetch"]])

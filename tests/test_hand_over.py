@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_fit import Stopped, assert_equal_runs
+from test_fit import Stopped, assert_equal_runs, press
 from toy import STEPS_PER_EPOCH, ToyConfig, ToyTask, train
 
 from nbhelpers.training import checkpoint, history
@@ -22,7 +22,7 @@ from nbhelpers.training.ledger import Balance, Probe
 from nbhelpers.training.opening import open_run
 from nbhelpers.training.report import ledger_summary, settled_step
 from nbhelpers.training.run import Run
-from nbhelpers.training.task import LossTerm, Phase, Update
+from nbhelpers.training.task import Evaluation, LossTerm, Phase, Predictor, Update
 from nbhelpers.training.weights import Scheduled
 
 EPOCHS = 7
@@ -109,6 +109,42 @@ def test_a_checkpoint_from_before_the_hand_over_is_gone_back_to(tmp_path: Path) 
     fit(task, run, start=early)
     rows = history.read_rows(run.history_file)
     assert [row["schedule_slope"] for row in rows] == [pytest.approx(target) for _, target in AFTER]
+
+
+class Pressed(ToyTask):
+    """Presses the stop button in the last moment of an epoch: scored, and not yet finished."""
+
+    def __init__(self, config: ToyConfig, at: int):
+        super().__init__(config)
+        self.left = at + 1  # the first evaluation is the rehearsal's
+
+    def evaluate(self, split: str, predictor: Predictor | None = None) -> Evaluation:
+        scored = super().evaluate(split, predictor)
+        if (left := self.left) == 0:
+            press()
+        self.left = left - 1
+        return scored
+
+
+@pytest.mark.parametrize("at", range(EPOCHS))
+def test_a_stop_between_scoring_and_saving_does_not_step_the_scheduler_twice(tmp_path: Path, at: int) -> None:
+    task = Pressed(ToyConfig(epochs=EPOCHS, scheduler=PLAN, relative=True), at)
+    fit(task, open_run(task, tmp_path / "stopped", "run"))
+    again = ToyTask(task.config)
+    run = open_run(again, tmp_path / "stopped", "run")
+    fit(again, run)
+    assert_equal_runs(run, whole(tmp_path / "whole", relative=True))
+
+
+def test_more_epochs_equal_as_many_in_one_go(tmp_path: Path) -> None:
+    """The first call ends with the epoch after which the weights move (which it is warned of)."""
+    train(tmp_path / "a", epochs=5, scheduler=PLAN)
+    runs = [whole(tmp_path / name) for name in ("a", "b")]
+    ends = [(checkpoint.find(run, "best"), history.read_rows(run.history_file)) for run in runs]
+    assert [found and found.step for found, _ in ends] == [EPOCHS * STEPS_PER_EPOCH] * 2
+    columns = ("val_mse", "train_total", "schedule_slope", "train_weight_slope")
+    one, other = ([[row[name] for name in columns] for row in rows] for _, rows in ends)
+    assert one == other
 
 
 # relative weights -----------------------------------------------------------------------------------------------------
@@ -206,7 +242,8 @@ def test_weights_that_no_loss_uses_are_told_in_the_first_epoch(tmp_path: Path) -
 
 
 def test_a_scheduler_that_does_not_move_when_it_should_is_told_at_once(tmp_path: Path) -> None:
-    (found,) = read_guards(run_with(tmp_path, kind=Still))
+    found, at_the_end = read_guards(run_with(tmp_path, kind=Still))
+    assert "never fired" in at_the_end["message"]
     assert "did not move weight as its trigger says" in found["message"]
     assert found["step"] == 3 * STEPS_PER_EPOCH  # the first epoch after which it should have
     assert "slope 0.3" in found["evidence"]
@@ -223,6 +260,31 @@ def test_a_hand_over_that_cannot_finish_is_refused_before_training(tmp_path: Pat
     with pytest.raises(GuardStop, match="cannot finish in this run") as stopped:
         run_with(tmp_path, epochs=4)
     assert stopped.value.exit_code == 2 and "it needs 5 epochs" in stopped.value.finding.evidence
+
+
+PLATEAU = dataclasses.replace(PLAN, trigger="plateau", min_delta=0.001, ema_beta=0.0)
+
+
+def test_a_scheduler_that_never_fires_is_told_at_the_end(tmp_path: Path) -> None:
+    """The error falls in every epoch, by far more than min_delta."""
+    (found,) = read_guards(run_with(tmp_path, PLATEAU))
+    assert (found["name"], found["severity"]) == ("loss_scheduler", "warn")
+    assert "never fired" in found["message"] and "weight 0 of 0.7 after 0 steps" in found["evidence"]
+    assert found["step"] == EPOCHS * STEPS_PER_EPOCH
+
+
+def test_a_hand_over_that_ends_with_the_run_is_told_before_training(tmp_path: Path) -> None:
+    (found,) = read_guards(run_with(tmp_path, epochs=5))
+    assert "ends with the run" in found["message"] and found["step"] == 0
+
+
+def test_patience_counts_once_all_weight_is_handed_over(tmp_path: Path) -> None:
+    """With mode "max" every epoch is worse than the first, so that patience would run out before the plateau."""
+    plan = dataclasses.replace(PLATEAU, min_delta=0.001)
+    run = train(tmp_path, epochs=30, scheduler=plan, patience=2, armed_after=6, mode="max").run
+    rows = history.read_rows(run.history_file)
+    first = next(row["epoch"] for row in rows if row["schedule_slope"] > 0)
+    assert first > 6 + 2 and rows[-1]["schedule_slope"] == pytest.approx(0.7)
 
 
 def test_patience_that_counts_during_the_hand_over_is_refused(tmp_path: Path) -> None:

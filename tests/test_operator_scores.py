@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
-from dataclasses import astuple
+from dataclasses import astuple, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from turbulence import RECORD, flow
 
 from nbhelpers.science import spectra
+from nbhelpers.stages.neural_operator import solver
 from nbhelpers.stages.neural_operator.constraints import leray
-from nbhelpers.stages.neural_operator.verification import HELD, METRICS, Domain, Forecast, Verification
-from nbhelpers.training.metrics import summarise
+from nbhelpers.stages.neural_operator.data import open_collection
+from nbhelpers.stages.neural_operator.domain import Domain, domain_of, enstrophy, kinetic_energy
+from nbhelpers.stages.neural_operator.layout import write_simulation
+from nbhelpers.stages.neural_operator.spectral_losses import shell_energies
+from nbhelpers.stages.neural_operator.verification import BY_TEST_SET, HELD, METRICS, Forecast, Verification, metrics_of
+from nbhelpers.training.metrics import ratio, summarise
 from nbhelpers.training.task import Evaluation
 
 SHAPE, LENGTHS, STEPS = (24, 40), (1.0, 2.0), 4
-DOMAIN = Domain(LENGTHS, "none", (1.0, 2.0), (0, 1))
+DOMAIN = Domain(LENGTHS, "none", (0.0, 0.0), (1.0, 2.0), velocity=(0, 1), components=(0, 1))
+TAPERED = Domain(LENGTHS, "hann", (0.5, -0.3), (1.0, 2.0), components=(0, 1))  # not periodic
 STEP_LABELS = ("step 1", "step 2", "step 3", "step 4")
 BY_STEP = {
     "rollout_field_error", "rollout_rel_l2", "rollout_spectrum_error_high", "energy_ratio", "enstrophy_ratio",
@@ -40,10 +49,11 @@ def score(
     valid: Tensor | None = None,
     domain: Domain = DOMAIN,
     sizes: Sequence[int] | None = None,
+    test_sets: dict[str, str] | None = None,
 ) -> Evaluation:
     if isinstance(forecast, Tensor):
         forecast = Forecast(forecast, forecast)
-    found, first = Verification(domain, steps=target.shape[1]), 0
+    found, first = Verification(domain, steps=target.shape[1], test_sets=test_sets), 0
     for size in sizes or (len(target),):
         part = slice(first, first + size)
         found.add(
@@ -161,7 +171,8 @@ def test_scores_are_what_slow_loops_give() -> None:
     assert metrics["trajectory_rel_l2"].value == pytest.approx(
         np.mean([relative(b[i], y[i]) ** 0.5 for i in range(3)]), rel=1e-5
     )
-    ratios = [(b[:, t] ** 2).sum() / (y[:, t] ** 2).sum() for t in range(STEPS)]
+    unit = np.array(DOMAIN.scales)[:, None, None]
+    ratios = [((unit * b[:, t]) ** 2).sum() / ((unit * y[:, t]) ** 2).sum() for t in range(STEPS)]
     assert metrics["energy_ratio"].by_label == pytest.approx(ratios, rel=1e-5)
     times = []
     for i in range(3):
@@ -186,6 +197,7 @@ def test_spectra_are_those_of_a_loop_over_modes() -> None:
         power = np.abs(np.fft.fft2(field.double().numpy(), norm="forward")) ** 2
         return np.stack([power[..., shell == n].sum(-1) for n in range(1, n_shells + 1)], -1)
 
+    unit = np.array(DOMAIN.scales)[:, None]
     distance = (np.log(energies(forecast)) - np.log(energies(target))) ** 2
     high = spectra.bands(n_shells)["high"]
     metrics = score(forecast, target).metrics
@@ -193,7 +205,7 @@ def test_spectra_are_those_of_a_loop_over_modes() -> None:
     assert metrics["rollout_spectrum_error_high"].by_label == pytest.approx(
         distance[..., high].mean((0, 2, 3)), rel=1e-3
     )
-    squares = np.arange(1, n_shells + 1) ** 2
+    squares = (np.arange(1, n_shells + 1) * unit) ** 2
     ratios = [(energies(x[:, t]) * squares).sum() / (energies(y[:, t]) * squares).sum()
               for x, y in [(forecast, target)] for t in range(STEPS)]  # fmt: skip
     assert metrics["enstrophy_ratio"].by_label == pytest.approx(ratios, rel=1e-3)
@@ -215,7 +227,7 @@ def test_a_projected_velocity_has_no_divergence_and_units_are_put_back_first() -
     free = leray(target * scales, LENGTHS) / scales
     assert values(score(free, target))["divergence"] < 1e-10
     assert values(score(leray(target, LENGTHS), target))["divergence"] > 1e-3  # free of it in the wrong units
-    assert "divergence" not in score(free, target, domain=Domain(LENGTHS, "hann", (1.0, 2.0), None)).metrics
+    assert "divergence" not in score(free, target, domain=TAPERED).metrics
 
 
 # --- forecasts that run away -------------------------------------------------------------------------------------
@@ -257,7 +269,7 @@ def test_what_a_forecast_has_inside_obstacles_changes_no_score() -> None:
     valid = torch.ones(3, *SHAPE, dtype=torch.bool)
     valid[0, 5:12, 8:20] = False
     valid[2, :3, :] = False
-    domain = Domain(LENGTHS, "hann", (1.0, 2.0), None)
+    domain = replace(TAPERED, velocity=(0, 1))  # every score there is
     plain = score(forecast, target, valid=valid, domain=domain)
     for value in (0.0, 7.0, -300.0, math.nan):
         filled = torch.where(valid[:, None, None], forecast, value)
@@ -272,7 +284,7 @@ def test_what_a_forecast_has_inside_obstacles_changes_no_score() -> None:
 def test_errors_around_obstacles_are_those_of_the_measured_points() -> None:
     target, forecast = flows(19), flows(19) + 0.5 * flows(20)
     valid = torch.rand(3, *SHAPE, generator=torch.Generator().manual_seed(0)) > 0.3
-    metrics = score(forecast, target, valid=valid, domain=Domain(LENGTHS, "hann", (1.0, 2.0), None)).metrics
+    metrics = score(forecast, target, valid=valid, domain=TAPERED).metrics
     errors = []
     for i in range(3):
         y, x = (field[i].double().numpy()[..., valid[i].numpy()] for field in (target, forecast))
@@ -292,7 +304,7 @@ def test_a_silent_channel_has_no_relative_error_and_no_spectrum() -> None:
     target[:, :, 2] = 0.0
     forecast = 1.1 * target
     forecast[:, :, 2] = 0.3 * flows(22, channels=1)[:, :, 0]
-    found = values(score(forecast, target, domain=Domain(LENGTHS, "none", (1.0, 2.0, 1.0), (0, 1))))
+    found = values(score(forecast, target, domain=replace(DOMAIN, scales=(1.0, 2.0, 1.0))))
     assert found["field_error"] == pytest.approx(0.01, rel=1e-4)
     assert found["rollout_field_error"] == pytest.approx(0.01, rel=1e-4)
     assert found["spectrum_error"] == pytest.approx((2 * math.log(1.1)) ** 2, rel=1e-4)
@@ -308,8 +320,126 @@ def test_nothing_but_silence_has_no_spectrum_and_no_warning() -> None:
 
 def test_the_mean_of_a_tapered_flow_is_no_enstrophy() -> None:
     target = flows(23)
-    domain = Domain(LENGTHS, "hann", (1.0, 2.0), None)
+    domain = replace(DOMAIN, window="hann")
     assert values(score(target + 5, target, domain=domain))["enstrophy_ratio"] == pytest.approx(1, rel=1e-3)
+
+
+# --- kinetic energy and enstrophy ----------------------------------------------------------------------------------
+
+
+def swirls(seed: int, *, mean: float = 0.0) -> tuple[Tensor, Tensor]:
+    """(B, T, 1, H, W) vorticity, and the (B, T, 2, H, W) velocity that it belongs to."""
+    vorticity = flows(seed, channels=1).double()
+    vorticity = vorticity - vorticity.mean((-2, -1), keepdim=True)
+    return vorticity + mean, solver.velocity(vorticity[:, :, 0], LENGTHS)
+
+
+def test_vorticity_alone_tells_the_energy_of_its_velocity() -> None:
+    by_vorticity = Domain(LENGTHS, "none", (0.2,), (4.0,), vorticity=0)
+    by_velocity = Domain(LENGTHS, "none", (0.0, 0.0), (2.0, 2.0), velocity=(0, 1), components=(0, 1))
+    vorticity, velocity = swirls(40, mean=3.0)  # which no periodic flow has
+    squares = velocity.square().sum(2).mean((-2, -1))
+    torch.testing.assert_close(kinetic_energy(velocity / 2, by_velocity), squares / 2)
+    torch.testing.assert_close(kinetic_energy(vorticity / 4, by_vorticity), squares / 2)
+    swirl = (vorticity - 3)[:, :, 0].square().mean((-2, -1)) / 2
+    torch.testing.assert_close(enstrophy(vorticity / 4, by_vorticity), swirl)
+    # in shells of whole numbers, and without what lies beyond the cut-off
+    torch.testing.assert_close(enstrophy(velocity / 2, by_velocity), swirl, rtol=0.2, atol=0)
+
+
+def test_enstrophy_of_a_velocity_is_that_of_its_vorticity_in_its_own_unit() -> None:
+    y, x = (length * torch.arange(n) / n for length, n in zip(LENGTHS, SHAPE, strict=True))
+    k = 2 * math.pi * 3 / LENGTHS[1]  # three waves along the longest side: u = 0, v = sin(k x), w = k cos(k x)
+    v = torch.sin(k * x).expand(*SHAPE)
+    velocity = torch.stack([0 * v, v / DOMAIN.scales[1]])[None, None]
+    assert float(enstrophy(velocity, DOMAIN)) == pytest.approx(k**2 / 4, rel=1e-5)
+    assert float(kinetic_energy(velocity, DOMAIN)) == pytest.approx(1 / 4, rel=1e-5) and len(y) == SHAPE[0]
+
+
+def test_the_mean_flow_is_energy_and_obstacles_hold_none() -> None:
+    still = torch.zeros(3, STEPS, 2, *SHAPE)  # in model units: everything moves as on average
+    assert kinetic_energy(still, TAPERED) == pytest.approx((0.5**2 + 0.3**2) / 2)
+    valid = torch.ones(3, *SHAPE, dtype=torch.bool)
+    valid[:, :, :10] = False
+    assert kinetic_energy(still, TAPERED, valid) == pytest.approx(0.75 * (0.5**2 + 0.3**2) / 2)
+    faster = score(still, still, domain=replace(TAPERED, means=(1.0, 0.0))).metrics["energy_ratio"]
+    assert faster.value == 1.0  # defined, where model units have none
+
+
+@pytest.mark.parametrize(
+    ("domain", "absent"),
+    [
+        (DOMAIN, set()),
+        (Domain(LENGTHS, "none", (0.0,), (1.0,), vorticity=0), {"divergence"}),
+        (TAPERED, {"divergence", "enstrophy_ratio"}),
+        (Domain(LENGTHS, "hann", (0.0, 0.0), (1.0, 1.0)), {"divergence", "enstrophy_ratio", "energy_ratio"}),
+    ],
+)
+def test_what_is_not_there_is_not_scored(domain: Domain, absent: set[str]) -> None:
+    target = flows(41, channels=len(domain.scales))
+    assert set(METRICS) - set(score(0.9 * target, target, domain=domain).metrics) == absent
+    assert metrics_of(domain) == tuple(name for name in METRICS if name not in absent)
+
+
+@pytest.mark.parametrize("periodic", [True, False])
+@pytest.mark.parametrize("obstacle", [True, False])
+def test_what_of_a_set_is_the_flow(tmp_path: Path, periodic: bool, obstacle: bool) -> None:
+    inside = np.zeros((12, 16), bool)
+    inside[2:6, 9:14] = True
+    for number in range(3):
+        fields = flow(number)
+        fields["vorticity"] = fields["pressure"] - 2
+        write_simulation(tmp_path, number, fields, description={}, obstacle=inside if obstacle else None)
+    (tmp_path / "dataset.json").write_text(json.dumps(RECORD | {"periodic": periodic}))
+
+    def domain(*fields: str) -> Domain:
+        return domain_of(open_collection(tmp_path, fields=fields), window="auto")
+
+    both = domain("pressure", "velocity", "vorticity")
+    assert (both.velocity, both.components, both.vorticity) == ((1, 2) if periodic else None, (1, 2), None)
+    assert both.window == ("none" if periodic else "hann") and both.means[0] == pytest.approx(2, abs=0.3)
+    alone = domain("pressure", "vorticity")
+    assert alone.vorticity == (1 if periodic and not obstacle else None) and not alone.components
+    assert not domain("pressure").has_energy
+
+
+# --- what is left out, and what is told apart ------------------------------------------------------------------------
+
+
+def test_how_much_is_left_out_is_told_where_something_is() -> None:
+    target = flows(42)
+    assert "left_out" not in score(target, target).metrics
+    target[1, 0, 1] = 0.0
+    target[2, :2, 0] = 1e-9
+    found = score(target, target).metrics["left_out"]
+    assert found.value == pytest.approx(3 / (3 * STEPS * 2)) and found.better is None
+    assert ratio(found.sums)[:, 0].tolist() == pytest.approx([0, 1 / 8, 2 / 8])
+
+
+def test_published_test_sets_are_scored_apart() -> None:
+    target, forecast = flows(43), flows(43) + 0.3 * flows(44)
+    names = ("A", "B", "A")
+    plain = score(forecast, target, simulations=names, sizes=(1, 2)).metrics
+    found = score(forecast, target, simulations=names, test_sets={"A": "long", "B": "interpolate"}).metrics
+    assert set(found) - set(plain) == {f"test_set_{name}" for name in BY_TEST_SET}
+    for name in BY_TEST_SET:
+        whole, apart = found[name], found[f"test_set_{name}"]
+        assert apart.labels == ("long", "interpolate") and apart.better == whole.better
+        assert apart.by_label == pytest.approx(ratio(whole.sums.sum(1)))  # a simulation in each
+        assert apart.value == pytest.approx(whole.value)
+        assert (apart.sums[0, 1] == 0).all() and (apart.sums[1, 0] == 0).all()
+    one = score(forecast, target, simulations=names, test_sets={"A": "interpolate", "B": "interpolate"}).metrics
+    assert set(one) == set(plain)  # nothing to tell apart
+
+
+def test_a_spectrum_is_that_of_the_fluctuations_outside_obstacles() -> None:
+    target = flows(45)
+    valid = torch.rand(3, *SHAPE, generator=torch.Generator().manual_seed(1)) > 0.2
+    for window, mask in (("hann", None), ("none", valid), ("hann", valid)):
+        energy = shell_energies(target, lengths=LENGTHS, window=window, valid=mask)
+        shifted = target + 7 if mask is None else torch.where(mask[:, None, None], target + 7, 1e3)
+        again = shell_energies(shifted, lengths=LENGTHS, window=window, valid=mask)
+        torch.testing.assert_close(again[..., 1:], energy[..., 1:], rtol=1e-3, atol=1e-6)
 
 
 # --- sums ---------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import pytest
 from nbhelpers.core import flags
 from nbhelpers.core.errors import UserError
 from nbhelpers.core.settings import read_yaml
-from nbhelpers.stages.neural_operator.config import PROFILES, SIMULATED, Config
+from nbhelpers.stages.neural_operator.config import BETTER, PROFILES, SIMULATED, Config
 from nbhelpers.stages.neural_operator.knobs import CHOICES, KNOBS
 from nbhelpers.stages.neural_operator.loss_params import LossParams, migrate
 from nbhelpers.stages.neural_operator.verification import METRICS
@@ -59,7 +59,7 @@ def test_every_profile_is_valid_and_its_hand_over_ends_within_the_run(profile: s
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_settings_come_back_from_the_record_of_a_run(profile: str) -> None:
-    config = Config.for_profile(profile, loss=LossParams(spectrum_error=0.1), sequence_length=(4, 2), patience=None)
+    config = Config.for_profile(profile, loss=LossParams(sobolev=0.1), sequence_length=(4, 2), patience=None)
     record = json.loads(json.dumps(dataclasses.asdict(config)))
     assert Config.for_profile(record["profile"]).replace(record, source="config.json") == config
 
@@ -119,12 +119,15 @@ def test_scheduler_and_loss_are_groups_in_a_settings_file(tmp_path: Path) -> Non
 
 def test_scheduler_and_loss_on_the_command_line() -> None:
     config = from_flags("--scheduler patience=2,final_weight_target=0.1,trigger=epoch --sequence-length 4 1 --n-in 2")
-    assert config.scheduler == SchedulerParams(
-        patience=2, final_weight_source=0.9, final_weight_target=0.1, trigger="epoch"
+    profile = from_flags("").scheduler
+    assert profile is not None and config.scheduler == dataclasses.replace(
+        profile, patience=2, final_weight_source=0.9, final_weight_target=0.1, trigger="epoch"
     )
     assert config.sequence_length == (4, 1) and config.steps_ahead == 2
     assert from_flags("--scheduler none").scheduler is None
-    assert from_flags("--loss spectrum_error=0.5,field_error=0.5").loss == LossParams(0.5, 0.5)
+    assert from_flags("--loss spectrum_error=0.5,field_error=0.5 --scheduler none").loss == LossParams(0.5, 0.5)
+    with pytest.raises(UserError, match="loss and scheduler both weigh field_error and spectrum_error"):
+        from_flags("--loss spectrum_error=0.5")
     assert from_flags("--scheduler tra --epochs 200").scheduler == SchedulerParams(**PRESETS["tra"])
     assert from_flags("--no-coordinates --patience none --window hann").window == "hann"
     for words in ("--scheduler patience=2,warmup", "--sequence-length 4", "--model transformer"):
@@ -195,14 +198,14 @@ def test_a_spectral_share_and_a_scheduler_exclude_each_other() -> None:
 def test_older_names_of_the_weights_are_taken_over_with_a_note(
     old: dict[str, float], new: dict[str, float], words: list[str]
 ) -> None:
-    with pytest.warns(DeprecationWarning) as caught:
+    with pytest.warns(FutureWarning) as caught:
         config = Config().replace({"loss": old}, source="an old file")
     assert config.loss == LossParams(**new) and len(caught) == 1
     assert all(word in str(caught[0].message) for word in words), caught[0].message
 
 
 def test_older_names_on_the_command_line_and_names_of_today() -> None:
-    with pytest.warns(DeprecationWarning, match="predMSE"):
+    with pytest.warns(FutureWarning, match="predMSE"):
         assert from_flags("--loss predMSE=1").loss == LossParams()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -215,6 +218,23 @@ def test_older_names_on_the_command_line_and_names_of_today() -> None:
 def test_the_panel_offers_settings_that_exist() -> None:
     known = {field.name: field.type for field in dataclasses.fields(SchedulerParams)}
     assert {knob.field for knob in KNOBS} | set(CHOICES) <= set(known)
-    assert CHOICES["monitor_metric"] == METRICS
+    assert set(CHOICES["monitor_metric"]) < set(METRICS) == set(BETTER)
     for knob in KNOBS:
         assert knob.low <= knob.start <= knob.high
+
+
+@pytest.mark.parametrize(("metric", "words"), [
+    ("correlation_time", "mode is min, which is not how correlation_time is better: set mode to max"),
+    ("energy_ratio", "choose a metric that is better when it is lower"),
+])  # fmt: skip
+def test_a_scheduler_watches_the_right_end_of_its_metric(metric: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        from_flags(f"--scheduler monitor_metric={metric}")
+    assert from_flags("--scheduler monitor_metric=correlation_time,mode=max").scheduler is not None
+
+
+def test_weights_in_units_of_a_term_that_is_off_are_refused() -> None:
+    with pytest.raises(UserError, match="measures the weights of spectrum_error and sobolev by field_error"):
+        from_flags("--loss field_error=0,sobolev=1,spectrum_error=0.1 --scheduler none")
+    words = "--loss field_error=0,sobolev=1,spectrum_error=0.1 --scheduler none --normalise none"
+    assert from_flags(words).loss.sobolev == 1

@@ -60,7 +60,7 @@ def test_a_weight_that_the_scheduler_refuses_is_a_sentence() -> None:
 
 
 def test_settings_differ_in_how_the_spectrum_is_weighted_and_in_nothing_else() -> None:
-    base = dataclasses.replace(QUICK, width=7, loss=LossParams(field_error=0.5, spectrum_error=0.5), seed=3)
+    base = dataclasses.replace(QUICK, width=7, loss=LossParams(sobolev=0.5), seed=3)
     found = {one.name: one.config for one in Grid((0.02, 0.2), (0.03,), (0.1,)).settings(base)}
     assert list(found) == ["field-only", "scheduled-0.02", "scheduled-0.2", "static-0.03", "share-0.1"]
     varied = {"scheduler", "loss", "spectrum_share"}

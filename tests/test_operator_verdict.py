@@ -14,6 +14,7 @@ from nbhelpers.stages.neural_operator.verdict import gates, verdict
 from nbhelpers.training.metrics import mean_metric, paired_difference, summarise
 from nbhelpers.training.task import Gate
 
+CONFIG = {"profile": "quick", "seed": 0, "width": 24, "scheduler": None}
 NULLS = ("persistence", "mean", "linear")
 SPECTRUM_SAY = "the spectrum has a say in the loss"
 SHARPER = "high-band spectrum error at most half of the field-only run's"
@@ -51,7 +52,7 @@ def report(
     if share is not None:
         ledger = {"field_error": {"weight": 0.9, "grad_share": 1 - share}}
         ledger["spectrum_error"] = {"weight": weight, "grad_share": share}
-    return {"run": run, "metrics": metrics, "baselines": baselines, "ledger": ledger}
+    return {"run": run, "config": dict(CONFIG), "metrics": metrics, "baselines": baselines, "ledger": ledger}
 
 
 def history(losses: Sequence[Any] = (0.4, 0.1, 0.05)) -> list[dict[str, Any]]:
@@ -114,7 +115,7 @@ def test_the_first_row_that_fits(rep: dict[str, Any], reference: dict[str, Any] 
 
 
 def test_a_good_run_passes_every_gate() -> None:
-    found = by_name(gates(report(share=0.2)))
+    found = by_name(gates(report(share=0.2), history()))
     assert found == {
         "field_error better than persistence": True,
         "field_error better than mean": True,
@@ -142,12 +143,12 @@ def test_a_good_run_passes_every_gate() -> None:
     ],
 )
 def test_each_gate(rep: dict[str, Any], name: str, passed: bool | None, value: str) -> None:
-    (gate,) = (one for one in gates(rep) if one.name == name)
+    (gate,) = (one for one in gates(rep, history()) if one.name == name)
     assert gate.passed is passed and value in gate.value, gate
 
 
 def test_a_run_without_a_spectral_term_is_not_judged_by_its_share() -> None:
-    assert SPECTRUM_SAY not in by_name(gates(report()))
+    assert SPECTRUM_SAY not in by_name(gates(report(), history()))
 
 
 def test_one_step_that_is_no_better_fails_the_rollout() -> None:
@@ -155,7 +156,7 @@ def test_one_step_that_is_no_better_fails_the_rollout() -> None:
     rep["baselines"]["persistence"]["rollout_rel_l2"]["model_minus_this"]["by_label"]["step 2"] = {
         "value": None, "ci95": [None, None], "is_better": None,
     }  # fmt: skip
-    (gate,) = (one for one in gates(rep) if "at every step" in one.name)
+    (gate,) = (one for one in gates(rep, history()) if "at every step" in one.name)
     assert gate.passed is False and gate.value == "step 2 undefined"
 
 
@@ -164,7 +165,7 @@ def test_rollouts_of_one_step_have_no_labels() -> None:
     del rep["metrics"]["rollout_rel_l2"]["by_label"]
     for null in NULLS:
         del rep["baselines"][null]["rollout_rel_l2"]["model_minus_this"]["by_label"]
-    assert set(by_name(gates(rep)).values()) == {True}
+    assert set(by_name(gates(rep, history())).values()) == {True}
 
 
 @pytest.mark.parametrize(("luck", "passed"), [(False, True), (True, False)])
@@ -181,7 +182,7 @@ def test_gates_rest_on_paired_intervals(luck: bool, passed: bool) -> None:
     rep["metrics"]["field_error"] = summarise(model)
     for name in NULLS:
         rep["baselines"][name]["field_error"] = {"model_minus_this": paired_difference(model, null)}
-    found = by_name(gates(rep))
+    found = by_name(gates(rep, history()))
     assert [found[f"field_error better than {null}"] for null in NULLS] == [passed] * 3
     assert (verdict(rep, history(), None).name == "better than the baselines") is passed
 
@@ -194,20 +195,59 @@ def test_gates_rest_on_paired_intervals(luck: bool, passed: bool) -> None:
     [(0.0209, 0.49, True, True), (0.0211, 0.49, True, False), (0.0209, 0.51, False, True), (0.03, 2.0, False, False)],
 )
 def test_the_floor_is_a_pair_of_gates(field_error: float, high: float, sharper: bool, dearer: bool) -> None:
-    found = by_name(gates(report(field_error, high, share=0.1), PLAIN))
+    found = by_name(gates(report(field_error, high, share=0.1), history(), PLAIN))
     assert (found[SHARPER], found[DEARER]) == (sharper, dearer)
-    assert SHARPER not in by_name(gates(report(field_error, high, share=0.1)))
+    assert SHARPER not in by_name(gates(report(field_error, high, share=0.1), history()))
 
 
 def test_a_reference_with_a_spectral_term_is_refused() -> None:
     spectral = report(run="other", share=0.3)
-    for act in (lambda: gates(report(), spectral), lambda: verdict(report(share=0.1), history(), spectral)):
+    for act in (lambda: gates(report(), history(), spectral), lambda: verdict(report(share=0.1), history(), spectral)):
         with pytest.raises(UserError, match="'other' was trained with field_error, spectrum_error.*--scheduler none"):
             act()
 
 
 def test_a_reference_that_only_followed_the_spectrum_is_accepted() -> None:
     followed = report(0.02, 1.0, run="plain", share=0.0, weight=0.0)
-    assert by_name(gates(report(0.02, 0.4, share=0.1), followed))[SHARPER] is True
+    assert by_name(gates(report(0.02, 0.4, share=0.1), history(), followed))[SHARPER] is True
     without_ledger = PLAIN | {"ledger": {}}
-    assert by_name(gates(report(0.02, 0.4, share=0.1), without_ledger))[SHARPER] is True
+    assert by_name(gates(report(0.02, 0.4, share=0.1), history(), without_ledger))[SHARPER] is True
+
+
+@pytest.mark.parametrize("setting", ["width", "seed"])
+def test_a_reference_that_differs_in_more_than_its_loss_is_refused(setting: str) -> None:
+    other = report(0.02, 1.0, run="plain")
+    other["config"] |= {setting: 7, "scheduler": {"patience": 3}}
+    with pytest.raises(UserError, match=f"'plain' differs in {setting}: expected the same run"):
+        verdict(report(share=0.1), history(), other)
+
+
+def test_a_reference_without_a_high_band_is_nothing_to_compare_with() -> None:
+    for value in (None, 0.0):
+        with pytest.raises(UserError, match="spectrum_error_high is 0.5 here and .* there is nothing to compare"):
+            verdict(report(share=0.1), history(), report(0.02, value, run="plain"))  # type: ignore[arg-type]
+
+
+# --- the hand-over ----------------------------------------------------------------------------------------------------
+
+PARAMS = {"target": "spectrum_error", "final_weight_source": 0.9, "final_weight_target": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("weights", "passed", "words"),
+    [
+        ((0.0, 0.05, 0.1), True, "0.1 of 0.1 in the last epoch, and more than at first from epoch 2 on"),
+        ((0.0, 0.0, 0.05), False, "0.05 of 0.1 in the last epoch, and more than at first from epoch 3 on"),
+        ((0.0, 0.0, 0.0), False, "0 of 0.1 in the last epoch, and never another"),
+    ],
+)
+def test_a_hand_over_has_a_gate_and_one_that_stopped_short_a_verdict(
+    weights: Sequence[float], passed: bool, words: str
+) -> None:
+    rep = report(share=0.0)
+    rep["config"]["scheduler"] = PARAMS
+    rows = [row | {"schedule_spectrum_error": weight} for row, weight in zip(history(), weights, strict=True)]
+    (gate,) = (one for one in gates(rep, rows) if one.name == "the loss weights were handed over")
+    assert gate.passed is passed and words in gate.value
+    assert verdict(rep, rows, None).name == ("spectral term inert" if passed else "not handed over")
+    assert "the loss weights were handed over" not in by_name(gates(report(), rows))

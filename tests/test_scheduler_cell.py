@@ -52,7 +52,8 @@ socket.create_connection = refuse
 assert importlib.util.find_spec("nbhelpers") is None
 space = {"__name__": "__main__"}
 exec(compile(open(sys.argv[1]).read(), "cell", "exec"), space)
-left = {name: space[name] for name in ("handed", "plain", "EPOCHS")}
+left = {name: space[name] for name in ("handed", "plain", "tested", "EPOCHS")}
+left["sets"] = [float(space[f"{name}TRUTH"].double().sum()) for name in ("", "VAL_", "TEST_")]
 left |= {"events": space["scheduler"].events, "finished": space["scheduler"].finished}
 left |= {"warm_up": space["PARAMS"].warmup_epochs, "final": space["PARAMS"].final_weights}
 open(sys.argv[2], "w").write(json.dumps(left))
@@ -97,9 +98,20 @@ def test_the_demonstration_fires_and_the_loss_uses_the_weights(left: dict[str, A
 
 
 def test_the_demonstration_is_worth_showing(left: dict[str, Any]) -> None:
-    handed, plain = left["handed"][-1], left["plain"][-1]
+    handed, plain = left["tested"]["handed over"], left["tested"]["field only"]
     assert handed["spectrum_error"] < 0.5 * plain["spectrum_error"]
     assert handed["field_error"] < 1.1 * plain["field_error"]
+
+
+def test_what_is_reported_was_never_looked_at_before(left: dict[str, Any]) -> None:
+    assert len(set(left["sets"])) == 3, "training, validation and test are three sets"
+    for name, history in (("handed over", left["handed"]), ("field only", left["plain"])):
+        scores = left["tested"][name]
+        assert all(row["field_error"] != scores["field_error"] for row in history)
+        assert all(f"{scores[error]:.4g} {name}" in left["said"] for error in scores)
+    demonstration = CELL.read_text(encoding="utf-8").split(END)[1]
+    inside = demonstration[demonstration.index("def train(") : demonstration.index("def draw(")]
+    assert "TEST_" not in inside and "VAL_" in inside
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from nbhelpers.core import flags
 from nbhelpers.core.errors import UserError
 from nbhelpers.core.fields import Affine, Field
 from nbhelpers.core.knobs import Knob
-from nbhelpers.core.settings import read_yaml, replace_checked
+from nbhelpers.core.settings import parse_group, read_yaml, replace_checked
 from nbhelpers.core.splits import by_hash, by_order, check_disjoint, hash_order, split_hash
 
 
@@ -43,6 +43,35 @@ class Settings:
 
     def replace(self, **changes: Any) -> Settings:
         return replace_checked(self, changes, source="the test")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Settings within the settings."""
+
+    patience: int = 5
+    weight: float = 0.5
+    names: tuple[str, ...] = ("a", "b")
+
+    def __post_init__(self) -> None:
+        if self.patience < 1:
+            raise ValueError(f"patience is {self.patience}, expected at least 1")
+        if self.weight < 0:
+            raise ValueError(f"weight is {self.weight}; expected 0 or more.")
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """Settings with groups: one that is always there, one that may be none."""
+
+    # Weights, 100 % of them.
+    loss: Group = Group()
+    # When; none for never.
+    plan: Group | None = None
+    steps: tuple[float, ...] = (0.1,)
+
+    def replace(self, source: str = "the test", **changes: Any) -> Grouped:
+        return replace_checked(self, changes, source=source)
 
 
 # settings ------------------------------------------------------------------------------------------------------------
@@ -138,6 +167,100 @@ def test_a_settings_file_that_is_none(tmp_path: Path, name: str) -> None:
         read_yaml(tmp_path / name)
 
 
+# groups of settings --------------------------------------------------------------------------------------------------
+
+
+def grouped_flags(words: str) -> dict[str, Any]:
+    made = argparse.ArgumentParser(prog="x")
+    flags.add_flags(made, Grouped)
+    return vars(made.parse_args(words.split()))
+
+
+def test_a_later_layer_changes_within_a_group_only_what_it_names(tmp_path: Path) -> None:
+    profile = Grouped(loss=Group(patience=9, weight=0.9, names=("p",)), plan=Group(patience=8, weight=0.8))
+    path = tmp_path / "s.yaml"
+    path.write_text("loss: {patience: 3, weight: 1}\nplan:\n  weight: 2e-1\n")
+    with_file = profile.replace(str(path), **read_yaml(path))
+    assert with_file == Grouped(loss=Group(3, 1.0, ("p",)), plan=Group(8, 0.2))
+    given = grouped_flags("--loss weight=5e-4 --plan patience=1,names=[x]")
+    assert given == {"loss": {"weight": "5e-4"}, "plan": {"patience": 1, "names": ["x"]}}
+    assert with_file.replace(**given) == Grouped(loss=Group(3, 5e-4, ("p",)), plan=Group(1, 0.2, ("x",)))
+    assert profile == Grouped(loss=Group(9, 0.9, ("p",)), plan=Group(8, 0.8)), "the profile itself stays as it is"
+
+
+def test_a_group_that_is_not_there_starts_from_its_defaults() -> None:
+    assert Grouped().replace(plan={"patience": 2}).plan == Group(patience=2)
+    assert Grouped().replace(plan={}).plan == Group()
+    assert Grouped().replace(plan=Group(7)).plan == Group(7)
+
+
+@pytest.mark.parametrize("none", [None, "none", "None"])
+def test_none_takes_a_group_away_and_stays_none(none: str | None) -> None:
+    assert Grouped(plan=Group(2)).replace(plan=none).plan is None
+    assert Grouped().replace(plan=none).plan is None
+    assert Grouped().replace(steps=(1,)).plan is None
+    with pytest.raises(UserError, match="expected settings of Group"):
+        Grouped().replace(loss=none)
+
+
+def test_none_on_the_flag_of_a_group() -> None:
+    assert grouped_flags("--plan none") == {"plan": None}
+    assert Grouped(plan=Group(2)).replace(**grouped_flags("--plan None")).plan is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"plan": {"pacience": 1}},
+            "the test for plan sets 'pacience', which is no setting of this stage: did you mean 'patience'?",
+        ),
+        ({"plan": {"patience": 1.5}}, "the test for plan sets patience to 1.5, expected int."),
+        ({"plan": {"names": "ab"}}, "the test for plan sets names to 'ab', expected a list of str."),
+        ({"plan": {"patience": None}}, "the test for plan sets patience to None, expected int."),
+        ({"plan": {"patience": 0}}, "the test sets plan to what cannot work: patience is 0, expected at least 1."),
+        ({"plan": {"weight": -1}}, "the test sets plan to what cannot work: weight is -1.0; expected 0 or more."),
+        ({"plan": 3}, "the test sets plan to 3, expected settings of Group (patience, weight, names) or none."),
+        ({"steps": [0.1, "much"]}, "the test sets steps to 'much', expected float (finite)."),
+        ({"steps": 0.1}, "the test sets steps to 0.1, expected a list of float (finite)."),
+    ],
+)  # fmt: skip
+def test_what_a_group_or_a_list_refuses_is_one_sentence(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        Grouped(plan=Group(patience=2, weight=0.1)).replace(**changes)
+    assert str(caught.value) == words
+
+
+def test_lists_of_any_length() -> None:
+    assert Grouped().replace(steps=[1, "5e-1"]).steps == (1.0, 0.5)
+    assert Grouped().replace(steps=[]).steps == ()
+    assert grouped_flags("--steps 1 0.5") == {"steps": [1.0, 0.5]}
+
+
+def test_a_group_as_text() -> None:
+    assert parse_group("tra") == "tra" and parse_group("") == ""
+    assert parse_group(" a = 1 , b=none,c=yes, d=5e-4,e=x=y") == {
+        "a": 1,
+        "b": "none",
+        "c": True,
+        "d": "5e-4",
+        "e": "x=y",
+    }
+    for text in ("a=1,", "a=1,b", "=1", "a=", "a=1,,b=2"):
+        with pytest.raises(ValueError, match="is no name=value"):
+            parse_group(text)
+    for text in (
+        "patience=[1",
+        "patience=[1,2]",
+        "patience={",
+        'patience="',
+        "patience=*x",
+        "patience=!!python/name:os",
+    ):
+        with pytest.raises(ValueError, match="'patience=.* has a value that cannot be read"):
+            parse_group(text)
+
+
 # flags ---------------------------------------------------------------------------------------------------------------
 
 
@@ -178,6 +301,28 @@ def test_a_bad_flag_ends_with_exit_code_2(words: str, message: str, capsys: pyte
         parser().parse_args(words.split())
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--plan patience=[1", "argument --plan: 'patience=[1' has a value that cannot be read"),
+        ("--plan patience=1,weight", "argument --plan: 'weight' is no name=value"),
+    ],
+)
+def test_a_bad_group_on_a_flag_is_a_sentence(words: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        grouped_flags(words)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_help_of_a_group_shows_how_it_is_written_and_its_names(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        grouped_flags("--help")
+    text = " ".join(capsys.readouterr().out.split())
+    assert "--loss NAME=VALUE,... Weights, 100 % of them. Names: patience, weight, names." in text
+    assert "--plan NAME=VALUE,... When; none for never. Names: patience, weight, names." in text
 
 
 def test_help_is_the_comment_above_the_field() -> None:

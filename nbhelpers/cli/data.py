@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ def add(commands: Any) -> None:
     simulate = actions.add_parser("simulate", help="make data for a stage, in the format of the real ones")
     simulate.add_argument("stage", choices=STAGES, metavar="STAGE", help=STAGE_HELP)
     simulate.add_argument("--profile", choices=runtime.PROFILES, help="how much (default: by this machine)")
+    simulate.add_argument("--kind", metavar="NAME", help="what to simulate, where the stage has several")
     simulate.add_argument("--data-dir", type=Path, help="an empty or new folder")
     simulate.add_argument("--seed", type=int, default=0)
     simulate.set_defaults(run=_simulate)
@@ -80,6 +82,12 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 def _simulate(arguments: argparse.Namespace) -> int:
     profile = arguments.profile or runtime.default_profile()
-    folder = arguments.data_dir or simulated_dir(arguments.stage, profile)
-    print(stage_commands(arguments.stage).simulate(folder, profile=profile, seed=arguments.seed))
+    simulate = stage_commands(arguments.stage).simulate
+    name, asked = arguments.stage, {}
+    if arguments.kind is not None:
+        if "kind" not in inspect.signature(simulate).parameters:
+            raise UserError(f"--kind is {arguments.kind!r}, but {name} simulates data of one kind only: leave it out.")
+        name, asked = f"{name}-{arguments.kind}", {"kind": arguments.kind}
+    folder = arguments.data_dir or simulated_dir(name, profile)
+    print(simulate(folder, profile=profile, seed=arguments.seed, **asked))
     return 0

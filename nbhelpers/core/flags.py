@@ -15,7 +15,8 @@ def add_flags(parser: argparse._ActionsContainer, settings: type) -> None:
     """Add ``--field-name`` for every field of the dataclass ``settings``.
 
     A flag that is not given leaves no trace in the parsed namespace, so that it cannot override a profile or a YAML
-    file with a default.
+    file with a default. A group of settings (a dataclass within the settings) is one flag, ``name=value,...``; its help
+    lists the names.
     """
     hints = typing.get_type_hints(settings)
     comments = field_comments(settings)
@@ -32,15 +33,24 @@ def add_flags(parser: argparse._ActionsContainer, settings: type) -> None:
             count = "*" if kinds[-1] is Ellipsis else len(kinds)
             parser.add_argument(flag, type=kinds[0], nargs=count, metavar=kinds[0].__name__.upper(), **common)
         else:
+            metavar = options[0].__name__.upper()
+            if dataclasses.is_dataclass(options[0]):
+                metavar = "NAME=VALUE,..."
+                common["help"] += f" Names: {', '.join(one.name for one in dataclasses.fields(options[0]))}."
             optional = type(None) in typing.get_args(hint)
-            parser.add_argument(flag, type=_parser(options[0], optional), metavar=options[0].__name__.upper(), **common)
+            parser.add_argument(flag, type=_parser(options[0], optional), metavar=metavar, **common)
 
 
 def _parser(kind: type, optional: bool) -> Any:
     def parse(text: str) -> Any:
         if optional and text.lower() == "none":
             return None
-        return parse_group(text) if dataclasses.is_dataclass(kind) else kind(text)
+        if not dataclasses.is_dataclass(kind):
+            return kind(text)
+        try:
+            return parse_group(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
 
     parse.__name__ = kind.__name__  # argparse names it in "invalid float value"
     return parse

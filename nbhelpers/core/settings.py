@@ -32,7 +32,7 @@ def replace_checked(config: Config, changes: Mapping[str, Any], *, source: str) 
             near = difflib.get_close_matches(str(name), known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known settings: {', '.join(sorted(known))}."
             raise UserError(f"{source} sets {name!r}, which is no setting of this stage: {hint}")
-        checked[name] = _as(hints[name], value, name=name, source=source)
+        checked[name] = _as(hints[name], value, name=name, source=source, current=getattr(config, name))
     return dataclasses.replace(config, **checked)  # type: ignore[type-var]
 
 
@@ -40,7 +40,7 @@ def parse_group(text: str) -> dict[str, Any] | str:
     """A group of settings as it is given on one flag: ``patience=2,final_weight_target=0.5``, or the name of a preset.
 
     Raises:
-        ValueError: a part that is no ``name=value``.
+        ValueError: a part that is no ``name=value``, or whose value is no YAML.
     """
     if "=" not in text:
         return text
@@ -49,7 +49,10 @@ def parse_group(text: str) -> dict[str, Any] | str:
         name, equals, value = (piece.strip() for piece in part.partition("="))
         if not (name and equals and value):
             raise ValueError(f"{part!r} is no name=value")
-        pairs[name] = yaml.safe_load(value)
+        try:
+            pairs[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{part!r} has a value that cannot be read (a comma begins the next name)") from error
     return pairs
 
 
@@ -68,10 +71,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def _as(hint: Any, value: Any, *, name: str, source: str) -> Any:
+def _as(hint: Any, value: Any, *, name: str, source: str, current: Any = None) -> Any:
     """``value`` as type ``hint``; YAML reads 5e-4 and none as text and 1 where a float is meant, all are accepted.
 
-    A group of settings (a dataclass within the settings) is given as a mapping of those that differ from its defaults.
+    A group of settings (a dataclass within the settings) is given as a mapping: what it names is changed in
+    ``current``, or in the group's defaults where there is none.
     """
     options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     if type(None) in options and (value is None or (isinstance(value, str) and value.lower() == "none")):
@@ -89,13 +93,16 @@ def _as(hint: Any, value: Any, *, name: str, source: str) -> Any:
                 return number
         elif typing.get_origin(option) is tuple:
             kinds = typing.get_args(option)
+            if kinds[-1] is Ellipsis and isinstance(value, (list, tuple)):
+                kinds = kinds[:1] * len(value)
             if isinstance(value, (list, tuple)) and len(value) == len(kinds):
                 return tuple(_as(kind, item, name=name, source=source) for kind, item in zip(kinds, value, strict=True))
         elif dataclasses.is_dataclass(option) and isinstance(value, Mapping):
             try:
-                return replace_checked(option(), value, source=f"{source} for {name}")  # type: ignore[operator]
+                base = current if isinstance(current, option) else option()  # type: ignore[arg-type, operator]
+                return replace_checked(base, value, source=f"{source} for {name}")
             except ValueError as error:
-                raise UserError(f"{source} sets {name} to what cannot work: {error}.") from error
+                raise UserError(f"{source} sets {name} to what cannot work: {str(error).rstrip('.')}.") from error
         elif isinstance(option, type) and isinstance(value, option) and not (option is int and isinstance(value, bool)):
             return value
     expected = " or ".join(_type_name(option) for option in options)
@@ -109,6 +116,8 @@ def _type_name(option: Any) -> str:
         return "float (finite)"
     if typing.get_origin(option) is tuple:
         kinds = typing.get_args(option)
+        if kinds[-1] is Ellipsis:
+            return f"a list of {_type_name(kinds[0])}"
         return f"{len(kinds)} values ({', '.join(map(_type_name, kinds))})"
     if dataclasses.is_dataclass(option):
         return f"settings of {_type_name_of(option)}"

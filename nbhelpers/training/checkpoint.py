@@ -23,7 +23,7 @@ from nbhelpers.core.disk import file_sha256
 from nbhelpers.core.errors import UserError
 from nbhelpers.training.run import Run, architecture_hash, read_json, write_json
 
-FORMAT = 2  # of state.pt; raised when its keys change
+FORMAT = 3  # of state.pt; raised when its keys change
 KEEP = 2  # newest checkpoints that stay beside the best one
 WEIGHTS, STATE = "model.safetensors", "state.pt"
 ABOUT = "checkpoint"  # key of the metadata in model.safetensors

@@ -21,7 +21,6 @@ from nbhelpers.core.errors import UserError
 from nbhelpers.core.runtime import is_notebook, pick_device, pick_precision, seed_everything
 from nbhelpers.training import history
 from nbhelpers.training.ema import Ema
-from nbhelpers.training.flexible import FlexibleScheduler
 from nbhelpers.training.guards.guard import Epoch, GuardStop, Step
 from nbhelpers.training.guards.memory import measure, out_of_memory
 from nbhelpers.training.guards.rehearsal import rehearse
@@ -184,7 +183,6 @@ def _train_epoch(session: Session, phase: Phase, epoch: int) -> None:
             if not quiet:
                 bar.set_postfix({name: f"{v:.4g}" for name, v in progress.sums.means().items()}, refresh=False)
     row, scored = _score(session, phase, epoch)
-    row |= _hand_over(task, row, scored)
     row["seconds"] = round(before + time.monotonic() - began, 2)
     row |= measure()
     with session.stop.held():
@@ -268,36 +266,31 @@ def _score(session: Session, phase: Phase, epoch: int) -> tuple[dict[str, Any], 
     for name, spread in scored.spreads.items():
         row |= {f"val_{name}_min": spread.low, f"val_{name}_max": spread.high}
     row |= {f"lr_{name}": optimizer.param_groups[0]["lr"] for name, optimizer in phase.optimizers.items()}
+    if task.loss_scheduler is not None:  # with the weights that this epoch had
+        row |= {f"schedule_{name}": weight for name, weight in task.loss_scheduler.get_loss_weights().items()}
     return row, scored
-
-
-def _hand_over(task: Task, row: Mapping[str, Any], scored: Evaluation) -> dict[str, Any]:
-    """Let the loss scheduler judge the epoch; returns the row's columns with the weights that the epoch had."""
-    scheduler = task.loss_scheduler
-    if scheduler is None:
-        return {}
-    used = {f"schedule_{name}": weight for name, weight in scheduler.get_loss_weights().items()}
-    scheduler.step(row["epoch"], values(scored.metrics))
-    return used
 
 
 def _finish_epoch(session: Session, phase: Phase, row: dict[str, Any], scored: Evaluation, *, steps: int) -> None:
     """Rows, guards and a checkpoint, in this order: what the guards remember belongs to the checkpoint."""
-    task, run, progress = session.task, session.run, session.progress
+    task, run, progress, scheduler = session.task, session.run, session.progress, session.task.loss_scheduler
     monitored = row[f"val_{task.monitor.metric}"]
     is_best = task.monitor.better(monitored, progress.best)
     if is_best:
         progress.best, progress.stale = monitored, 0
-    elif row["epoch"] > task.monitor.armed_after:
+    elif row["epoch"] > task.monitor.armed_after and (scheduler is None or scheduler.finished):
         progress.stale += 1
-    moved = _moved(task.loss_scheduler, row["epoch"])
-    if moved is not None:
-        # What was best under other weights is no measure of what comes: the best is one of those with the last weights.
-        progress.best, progress.stale = None, 0
+    moved = ""
+    if scheduler is not None and scheduler.step(row["epoch"], values(scored.metrics)):
+        weights = ", ".join(f"{name} {weight:.3g}" for name, weight in scheduler.get_loss_weights().items())
+        moved = f"loss weights from now on: {weights} ({scheduler.events[-1][3]})"
+        if row["epoch"] < session.epochs:
+            # What was best under other weights is no measure of what comes: the best has the last weights.
+            progress.best, progress.stale = None, 0
     progress.epoch, progress.batch, progress.seconds, progress.sums = row["epoch"], 0, 0.0, EpochSums()
     history.append_rows(run.history_file, [row])
     _tell(task, row, session.epochs, is_best)
-    if moved is not None:
+    if moved:
         print(moved, flush=True)
     rows = history.read_rows(run.history_file)
     session.watch.on_epoch(Epoch(task, session.modules, phase, row["epoch"], progress.step, steps, rows, scored))
@@ -307,14 +300,6 @@ def _finish_epoch(session: Session, phase: Phase, row: dict[str, Any], scored: E
             f"Stopped early: val_{task.monitor.metric} has not improved for {task.monitor.patience} epochs. The best "
             "checkpoint is the one from before; a larger patience goes on from here."
         )
-
-
-def _moved(scheduler: FlexibleScheduler | None, epoch: int) -> str | None:
-    """What the loss scheduler did after this epoch, in words; None if it moved nothing."""
-    if scheduler is None or not scheduler.events or scheduler.events[-1][0] != epoch:
-        return None
-    weights = ", ".join(f"{name} {weight:.3g}" for name, weight in scheduler.get_loss_weights().items())
-    return f"loss weights from now on: {weights} ({scheduler.events[-1][3]})"
 
 
 def _tell(task: Task, row: Mapping[str, Any], total_epochs: int, is_best: bool) -> None:

@@ -113,6 +113,9 @@ def take_up(session: Session, start: Path | None) -> int | None:
         session.ema,
     )
     progress, own = session.progress, found.folder.resolve().parent == run.checkpoints.resolve()
+    scheduler = session.task.loss_scheduler
+    if scheduler is not None and scheduler.events and scheduler.events[-1][0] == progress.epoch < session.epochs:
+        progress.best, progress.stale = None, 0  # weights moved as the run ended, and now it goes on with others
     if start is not None:
         if own:  # first of all: rows are cut below that a later checkpoint would miss
             checkpoint.point_at(run, found)

@@ -16,15 +16,38 @@ from torch import Tensor
 
 from nbhelpers.core.errors import UserError
 from nbhelpers.stages.neural_operator import solver
+from nbhelpers.stages.neural_operator.resample import resample
 from nbhelpers.stages.neural_operator.simulate import VERSION, Kind, Settings
 
 if TYPE_CHECKING:
     from nbhelpers.stages.neural_operator.task import OperatorTask
 
 Size = tuple[int, int]  # (H, W)
+SETTINGS = {one.name for one in fields(Settings)} - {"kind"}  # as dataset.json of a simulated set has them; kind: set
 COARSER = (1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)  # of the points along a side: 16, 24, 32, 48 and 64 of 64
 SMALLEST = 4  # points along a side
 COURANT = 1.0  # of the fastest point in the scored frames; 1.35 is unstable, and coarse flows may be a little faster
+
+
+def can_compare(task: OperatorTask) -> str | None:
+    """None if the solver can forecast what the task's model does, else a sentence that says why not."""
+    facts, root = task.collection.facts, task.collection.root
+    record: Mapping[str, Any] = facts.simulated or {}
+    ours = record.get("version") == VERSION and record.get("set") in get_args(Kind)
+    if not ours or SETTINGS - record.keys():
+        return (
+            f"The data in {root} were not simulated by this solver, whose version {VERSION} notes how in dataset.json: "
+            "there is no solver to compare with at equal error, use flows made by `data simulate`."
+        )
+    if not facts.periodic:
+        return f"The flows in {root} are not periodic, which the solver needs: measure its cost on others."
+    other = [name for name in task.collection.channels if name not in ("velocity_x", "velocity_y", "vorticity")]
+    if other:
+        return (
+            f"The model forecasts {', '.join(other)}, which the solver does not: measure its cost with the fields "
+            "velocity and vorticity alone."
+        )
+    return None
 
 
 def simulated_settings(task: OperatorTask) -> Settings:
@@ -33,42 +56,12 @@ def simulated_settings(task: OperatorTask) -> Settings:
     Raises:
         UserError: it did not make them, or it cannot continue them.
     """
-    facts, root = task.collection.facts, task.collection.root
-    record: Mapping[str, Any] = facts.simulated or {}
-    wanted = {one.name for one in fields(Settings)} - {"kind"}
-    ours = record.get("version") == VERSION and record.get("set") in get_args(Kind)
-    if not ours or wanted - record.keys():
-        raise UserError(
-            f"The data in {root} were not simulated by this solver, whose version {VERSION} notes how in dataset.json: "
-            "there is no solver to compare with at equal error, use flows made by `data simulate`."
-        )
-    if not facts.periodic:
-        raise UserError(f"The flows in {root} are not periodic, which the solver needs: measure its cost on others.")
-    other = [name for name in task.collection.channels if name not in ("velocity_x", "velocity_y", "vorticity")]
-    if other:
-        raise UserError(
-            f"The model forecasts {', '.join(other)}, which the solver does not: measure its cost with the fields "
-            "velocity and vorticity alone."
-        )
-    values: dict[str, Any] = {name: record[name] for name in wanted}
+    if reason := can_compare(task):
+        raise UserError(reason)
+    record: Mapping[str, Any] = task.collection.facts.simulated or {}
+    values: dict[str, Any] = {name: record[name] for name in SETTINGS}
     values |= {name: tuple(values[name]) for name in ("size", "solve_size")}
     return Settings(kind=record["set"], **values)
-
-
-def resample(field: Tensor, size: Size) -> Tensor:
-    """``(..., H, W) -> (..., *size)``: the same Fourier series on other points, without what either grid lacks.
-
-    Modes at and beyond the Nyquist wavenumber of the coarser grid are cut off; on the same grid nothing is.
-    """
-    had = (field.shape[-2], field.shape[-1])
-    if had == size:
-        return field
-    spectrum = torch.fft.rfft2(field, norm="forward")
-    high, wide = ((min(pair) - 1) // 2 for pair in zip(had, size, strict=True))  # the highest modes below Nyquist
-    after = spectrum.new_zeros(*field.shape[:-2], size[0], size[1] // 2 + 1)
-    after[..., : high + 1, : wide + 1] = spectrum[..., : high + 1, : wide + 1]
-    after[..., size[0] - high :, : wide + 1] = spectrum[..., had[0] - high :, : wide + 1]
-    return torch.fft.irfft2(after, s=size, norm="forward")
 
 
 def vorticity_of(task: OperatorTask, frames: Tensor) -> Tensor:

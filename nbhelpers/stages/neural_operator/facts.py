@@ -41,7 +41,6 @@ class Facts:
     frame_gap: float  # time between two stored frames
     statistics: Statistics = field(default_factory=dict, hash=False)  # of the fields for which they are known
     conditions: tuple[Parameter, ...] = ()  # the parameters that a model is told
-    viscosity: float | None = None  # where the whole set has one
     simulated: Mapping[str, Any] | None = field(default=None, hash=False)  # dataset.json, if it says it was simulated
 
     @property
@@ -54,15 +53,24 @@ def facts_of(root: Path, simulations: Sequence[Simulation], kind: Literal["auto"
     """From the set's dataset.json, else as the published set that it is, or that ``kind`` says it is.
 
     Raises:
-        UserError: dataset.json lacks something, the set is not recognised, or a simulation lacks a parameter.
+        UserError: dataset.json lacks something or lies beside the files of a published set, the set is not recognised,
+            is not of the given kind, or a simulation lacks a parameter.
     """
     if kind == "auto" and (root / layout.DATASET).is_file():
         facts = _recorded(root / layout.DATASET, simulations)
+        _not_published(root, simulations[0], facts)
     else:
         facts = _published(_recognise(root, simulations[0]) if kind == "auto" else kind)
     for simulation in simulations:
         for known in facts.conditions:
             if known.name not in simulation.parameters and known.name not in simulation.series:
+                if kind != "auto":
+                    found = ", ".join(sorted({*simulation.parameters, *simulation.series})) or "none"
+                    raise UserError(
+                        f"data_set is {kind}, whose {layout.DESCRIPTION} have {', '.join(SETS[kind].marks)}, but that "
+                        f"of {root / simulation.name} has no number {known.name!r} (its numbers: {found}): leave "
+                        "data_set at auto, or name the set that this is."
+                    )
                 raise UserError(
                     f"{root / simulation.name / layout.DESCRIPTION} has no number {known.name!r}, which the set "
                     f"{facts.name} is told by: add it, or fetch that simulation again."
@@ -93,11 +101,30 @@ def _published(kind: str) -> Facts:
     return Facts(kind, kind, known.lengths, False, known.frame_gap, known.statistics, conditions)
 
 
-def _recognise(root: Path, simulation: Simulation) -> str:
+def _kind_of(root: Path, simulation: Simulation) -> str | None:
+    """The published set whose marks the simulation's description.json has."""
     description = read_json(root / simulation.name / layout.DESCRIPTION)
-    for kind, known in SETS.items():
-        if all(mark in description for mark in known.marks):
-            return kind
+    return next((kind for kind, known in SETS.items() if all(mark in description for mark in known.marks)), None)
+
+
+def _not_published(root: Path, simulation: Simulation, facts: Facts) -> None:
+    """Raise UserError where a dataset.json would make us read published files as our own.
+
+    The axes of the arrays would be taken the other way round, and obstacles for fluid.
+    """
+    if facts.simulated is None and (kind := _kind_of(root, simulation)) is not None:
+        known = SETS[kind]
+        raise UserError(
+            f"{root / layout.DATASET} calls the set {facts.name!r} our own, but {simulation.name} has the "
+            f"{layout.DESCRIPTION} of {known.title} ({', '.join(known.marks)}), whose arrays are (C, x, y) and whose "
+            f"masks are 1 in the fluid: delete {layout.DATASET} to read the published set, or rename one of those keys "
+            "if the files are (C, y, x) and the masks 1 inside obstacles."
+        )
+
+
+def _recognise(root: Path, simulation: Simulation) -> str:
+    if kind := _kind_of(root, simulation):
+        return kind
     if (root / layout.UNFINISHED).is_file():
         raise UserError(
             f"{root} has no {layout.DATASET} but {layout.UNFINISHED}: the simulation was interrupted; run it with "
@@ -119,7 +146,6 @@ def _recorded(path: Path, simulations: Sequence[Simulation]) -> Facts:
         raise UserError(f"{path} has {gap!r} as 'frame_gap': give the time between two frames.")
     if not isinstance(periodic, bool):
         raise UserError(f"{path} has {periodic!r} as 'periodic': give true or false.")
-    viscosity = record.get("viscosity")
     return Facts(
         name=str(record.get("set", path.parent.name)),
         kind="own",
@@ -128,7 +154,6 @@ def _recorded(path: Path, simulations: Sequence[Simulation]) -> Facts:
         frame_gap=float(gap or 0),
         statistics=_recorded_statistics(record, path),
         conditions=_varying(simulations),
-        viscosity=float(viscosity) if isinstance(viscosity, (int, float)) else None,
         simulated=record if record.get("simulated") else None,
     )
 
@@ -150,7 +175,11 @@ def _recorded_statistics(record: Mapping[str, Any], path: Path) -> Statistics:
 
 
 def _varying(simulations: Sequence[Simulation]) -> tuple[Parameter, ...]:
-    """The conditions that every simulation states and that are not the same in all of them."""
+    """The conditions that every simulation states and that are not the same in all of them.
+
+    Their mean and standard deviation are those of all simulations, test included, because the split follows from the
+    facts: it sets the unit in which a model is told a number, and says nothing of any flow.
+    """
     found = []
     for name in CONDITIONS:
         values = [simulation.parameters[name] for simulation in simulations if name in simulation.parameters]

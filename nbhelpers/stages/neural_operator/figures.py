@@ -16,7 +16,8 @@ from torch import Tensor
 from nbhelpers.science import spectra
 from nbhelpers.stages.neural_operator import solver
 from nbhelpers.stages.neural_operator.sequences import Batch
-from nbhelpers.stages.neural_operator.verification import Forecast, fluctuation
+from nbhelpers.stages.neural_operator.spectral_losses import shell_energies
+from nbhelpers.stages.neural_operator.verification import Forecast
 
 if TYPE_CHECKING:
     from nbhelpers.stages.neural_operator.task import OperatorTask
@@ -168,8 +169,8 @@ def _mean_spectra(task: OperatorTask, split: str) -> dict[str, dict[str, NDArray
         fields = {"truth": Forecast(target, target)} | _forecasts(task, batch)
         for name, one in fields.items():
             for when, chosen in (("one step", one.one_step), ("end of the rollout", one.rollout[:, -1:])):
-                chosen = fluctuation(chosen, task.valid(batch))
-                energy = spectra.shell_energy(chosen, lengths=task.domain.lengths, window=task.domain.window)
+                domain, valid = task.domain, task.valid(batch)
+                energy = shell_energies(chosen, lengths=domain.lengths, window=domain.window, valid=valid)
                 each = energy[..., 1:-1].sum(2).flatten(0, 1).double().cpu().numpy()  # (frames, shells)
                 sums[when].setdefault(name, []).append(each)
     return {when: {name: np.concatenate(each).mean(0) for name, each in found.items()} for when, found in sums.items()}
@@ -202,10 +203,11 @@ def by_step_figure(report: Mapping[str, Any]) -> Figure:
     """Scores against the step of the rollout, with 95 % intervals over simulations."""
     panels = {
         "rollout_rel_l2": "relative L2 error ↓", "rollout_spectrum_error_high": "high-band (Δ ln E)² ↓",
-        "energy_ratio": "energy, forecast/truth → 1",
+        "energy_ratio": "kinetic energy, forecast/truth → 1",
     }  # fmt: skip
-    figure = Figure(figsize=(10.5, 3.0), layout="constrained")
-    for axes, (metric, title) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+    panels = {metric: title for metric, title in panels.items() if metric in report["metrics"]}  # not all have energy
+    figure = Figure(figsize=(3.5 * len(panels), 3.0), layout="constrained")
+    for axes, (metric, title) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
         for name in ("model", *SHOWN[1:]):
             entry = (report["metrics"] if name == "model" else report["baselines"][name])[metric]
             values = list(entry.get("by_label", {"step 1": entry}).values())

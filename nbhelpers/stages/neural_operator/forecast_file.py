@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +28,8 @@ def write_forecasts(task: OperatorTask, path: Path, *, split: str, checkpoint: s
     """Write the rollout of every window of a split as a simulation of its own; returns their number.
 
     Frame 0 is the last frame that the model was given. Each ``description.json`` says which simulation and frame it
-    starts from, and by which checkpoint it was made; the constants of the set are in ``dataset.json``.
+    starts from, and by which checkpoint it was made; the constants of the set are in ``dataset.json``. The folder is
+    there when all of it is: it is written under another name beside it first.
 
     Raises:
         UserError: an unknown split, or a folder that exists and holds something.
@@ -43,7 +47,8 @@ def write_forecasts(task: OperatorTask, path: Path, *, split: str, checkpoint: s
         else dict.fromkeys(collection.channels, 1)
     )
     stride = task.config.sequence_length[1]
-    with writing(path):
+    part = path.with_name(path.name + ".part")
+    with writing(path), _whole(part, path):
         for batch in task.batches(split, 0):
             given = task.to_model(batch.frames)[:, n_in - 1 : n_in]
             frames = task.to_units(torch.cat([given, task.forecast(batch).rollout], 1)).cpu().numpy()
@@ -56,7 +61,7 @@ def write_forecasts(task: OperatorTask, path: Path, *, split: str, checkpoint: s
                 description = {
                     "Simulation": name, "First Frame": start + (n_in - 1) * stride, "Checkpoint": checkpoint,
                 }  # fmt: skip
-                layout.write_simulation(path, number, fields, description=description, obstacle=inside)
+                layout.write_simulation(part, number, fields, description=description, obstacle=inside)
                 number += 1
         record = {
             "set": f"forecasts of {collection.facts.name}",
@@ -65,8 +70,23 @@ def write_forecasts(task: OperatorTask, path: Path, *, split: str, checkpoint: s
             "frame_gap": collection.facts.frame_gap * stride,
             "normalisation": _normalisation(collection, counts),
         }
-        (path / layout.DATASET).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        (part / layout.DATASET).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return number
+
+
+@contextmanager
+def _whole(part: Path, path: Path) -> Iterator[None]:
+    """What is written into the folder ``part`` becomes ``path`` at the end, and is deleted if that is not reached."""
+    shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
+    try:
+        part.mkdir(parents=True)
+        yield
+        if path.exists():
+            path.rmdir()  # empty; not every system renames onto it
+        os.replace(part, path)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
 
 
 def _normalisation(collection: Collection, counts: Mapping[str, int]) -> dict[str, dict[str, list[float]]]:

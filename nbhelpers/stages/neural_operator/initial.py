@@ -19,7 +19,6 @@ FNO_ALPHA, FNO_TAU = 2.5, 7.0
 # The paper prints a covariance of 7^(3/2) (-lap + 49)^(-2.5). The public generator scales the *field* by 7^(3/2), which
 # makes it 7^3 (versions that draw two unit normals a mode: 2 * 7^3). Which made the published files was not checked.
 FNO_SCALE = FNO_TAU**3
-PRINTED_SCALE = FNO_TAU**1.5
 
 
 def gaussian_field(

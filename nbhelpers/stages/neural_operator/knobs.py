@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nbhelpers.core.knobs import Knob
-from nbhelpers.stages.neural_operator.verification import METRICS
+from nbhelpers.stages.neural_operator.config import BETTER
 
 KNOBS = (
     Knob("final_weight_target", "weight handed over", 0.0, 1.0, start=0.1),
@@ -13,4 +13,4 @@ KNOBS = (
     Knob("min_epochs", "no step before epoch", 0, 100, start=10),
     Knob("min_delta", "improvement that counts", 1e-4, 0.2, start=1e-3, log=True),
 )
-CHOICES = {"trigger": ("plateau", "increase", "epoch"), "monitor_metric": METRICS}
+CHOICES = {"trigger": ("plateau", "increase", "epoch"), "monitor_metric": tuple(name for name, better in BETTER.items() if better == "min")}

@@ -19,7 +19,7 @@ KEY = "arr_0"  # of the one array in every .npz
 DESCRIPTION = Path("src") / "description.json"  # of a simulation: its parameters
 OBSTACLE = "obstacle_mask.npz"  # of a simulation: (H, W), 1 inside the obstacle
 DATASET = "dataset.json"  # of the set
-UNFINISHED = "simulating.json"  # stands in its place while a simulation is under way
+UNFINISHED = "simulating.json"  # stands in its place while a simulation is under way: the settings of what is written
 SIMULATION_PREFIX = "sim_"
 VELOCITY = "velocity"  # the field whose channels are the components along x and y
 

@@ -52,5 +52,5 @@ def migrate(settings: Mapping[str, Any]) -> dict[str, Any]:
     note = f"{', '.join(found)}: older names; use {', '.join(new)} instead"
     if dropped:
         note += f" ({', '.join(dropped)} weighted a reconstruction that this stage does not have, and is left out)"
-    warnings.warn(note, DeprecationWarning, stacklevel=2)
+    warnings.warn(note, FutureWarning, stacklevel=2)  # one that Python shows to users
     return {**new, **kept}

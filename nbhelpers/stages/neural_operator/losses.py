@@ -11,15 +11,14 @@ from typing import Any
 
 from torch import Tensor
 
-from nbhelpers.stages.neural_operator.config import Config
+from nbhelpers.stages.neural_operator.config import YARDSTICK, Config
+from nbhelpers.stages.neural_operator.domain import Domain
 from nbhelpers.stages.neural_operator.field_losses import divergence_penalty, field_error, sobolev
 from nbhelpers.stages.neural_operator.spectral_losses import relative_log, spectral_power, spectrum_error
-from nbhelpers.stages.neural_operator.verification import Domain
 from nbhelpers.training.flexible import FlexibleScheduler
 from nbhelpers.training.task import LossTerm
 from nbhelpers.training.weights import Scheduled, Share, Weight
 
-YARDSTICK = "field_error"  # the term in whose magnitude the weights of the others are given
 REGULARISERS = ("divergence",)
 
 

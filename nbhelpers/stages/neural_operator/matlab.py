@@ -50,7 +50,7 @@ class MatlabStore:
 
     def facts(self) -> Facts:
         """The benchmark's unit square; statistics are not published."""
-        return Facts("fno", "fno-benchmark", (1.0, 1.0), True, self.frame_gap, viscosity=self.viscosity)
+        return Facts("fno", "fno-benchmark", (1.0, 1.0), True, self.frame_gap)
 
     def rows(self, first: int, stop: int) -> NDArray[np.float32]:
         """``(N, T, 1, H, W)`` of the rows from ``first`` to before ``stop``.

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from nbhelpers.stages.neural_operator.config import Config
 from nbhelpers.stages.neural_operator.constraints import keep_mean, leray
+from nbhelpers.stages.neural_operator.domain import Domain
 from nbhelpers.stages.neural_operator.factorised import FFNO2d
 from nbhelpers.stages.neural_operator.fno import FNO2d
 from nbhelpers.stages.neural_operator.unet import UNet2d
-from nbhelpers.stages.neural_operator.verification import Domain
 
 PADDING = 0.125  # of a domain that is not periodic: what the Fourier layers would wrap around falls into it
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from nbhelpers.core.errors import UserError
-from nbhelpers.stages.neural_operator.canonical import TestSet
 from nbhelpers.stages.neural_operator.data import Collection, FrameCache
 from nbhelpers.stages.neural_operator.split import FRACTIONS, Segment, Split, split_simulations
 
@@ -107,19 +106,6 @@ def fixed_windows(segments: Sequence[Segment], *, length: int, stride: int, per_
         chosen = np.linspace(0, len(possible) - 1, per_segment).round().astype(int)
         windows += [Window(segment, possible[i]) for i in sorted(set(chosen.tolist()))]
     return windows
-
-
-def published_windows(segments: Sequence[Segment], tests: Sequence[TestSet]) -> Mapping[str, list[Window]]:
-    """The sequences of each published test set, by its name; their length and stride are those of ``tests``."""
-    return {
-        test.name: [
-            Window(segment, start)
-            for segment in segments
-            if segment.label == test.name
-            for start in starts(segment, length=test.length, stride=test.stride)[:: test.length * test.stride]
-        ]
-        for test in tests
-    }
 
 
 Sample = tuple[Tensor, Tensor, Tensor | None, str, int]  # frames, parameters, inside, simulation, start

@@ -36,14 +36,15 @@ from nbhelpers.stages.neural_operator.layout import (
     DATASET,
     DESCRIPTION,
     KEY,
+    UNFINISHED,
     frame_name,
     simulation_name,
     write_simulation,
 )
+from nbhelpers.stages.neural_operator.resample import resample
 
 Kind = Literal["decaying", "kolmogorov", "fno"]
 VERSION = 1  # of the physics below: raise it whenever the same settings give other flows
-UNFINISHED = "simulating.json"  # stands in the folder until dataset.json does: the settings of what is being written
 FIELDS = {"velocity": ("u", "v"), "vorticity": ("w",)}
 FNO_FRAMES = {1e-3: 50, 1e-4: 30, 1e-5: 20}  # of the benchmark, by viscosity
 FNO_SPEED = 0.1  # nominal, for the Reynolds number; half way through the benchmark 0.11 to 0.15 r.m.s. were measured
@@ -246,18 +247,11 @@ def _march(vorticity: Tensor, settings: Settings, gap: float, count: int) -> Ite
 
 
 def _to_size(vorticity: Tensor, settings: Settings) -> Tensor:
-    """``(B, *solve_size) -> (B, *size)``: every n-th point for fno, else the spectrum below the coarse Nyquist."""
-    (rows, columns), fine = settings.size, settings.solve_size
-    if settings.size == fine:
-        return vorticity
-    if settings.kind == "fno":
-        return vorticity[:, :: fine[0] // rows, :: fine[1] // columns]
-    spectrum = torch.fft.rfft2(vorticity, norm="forward")
-    high, wide = (rows - 1) // 2, (columns - 1) // 2  # the highest modes below Nyquist
-    coarse = spectrum.new_zeros(len(vorticity), rows, columns // 2 + 1)
-    coarse[:, : high + 1, : wide + 1] = spectrum[:, : high + 1, : wide + 1]
-    coarse[:, -high:, : wide + 1] = spectrum[:, -high:, : wide + 1]
-    return torch.fft.irfft2(coarse, s=(rows, columns), norm="forward")
+    """``(B, *solve_size) -> (B, *size)``: every n-th point for fno, as the benchmark has it, else the same spectrum."""
+    if settings.kind != "fno":
+        return resample(vorticity, settings.size)
+    step_y, step_x = (fine // stored for fine, stored in zip(settings.solve_size, settings.size, strict=True))
+    return vorticity[:, ::step_y, ::step_x]
 
 
 def _marker(settings: Settings) -> dict[str, Any]:
@@ -308,7 +302,11 @@ def _is_written(folder: Path) -> bool:
 
 
 def _statistics(root: Path, field: str, settings: Settings) -> dict[str, list[float]]:
-    """Mean and standard deviation of each channel over all frames of all simulations, as they lie on the disk."""
+    """Mean and standard deviation of each channel over all frames of all simulations, as they lie on the disk.
+
+    Test simulations among them: the units of a set must not depend on how it is split, and these few numbers tell
+    next to nothing of the test flows, which are draws of the same law.
+    """
     moments = []
     for number in range(settings.n_simulations):
         for frame in range(settings.n_frames):

@@ -132,6 +132,35 @@ def spectrum_note(shape: tuple[int, ...]) -> str | None:
     )
 
 
+def shell_energies(
+    field: Tensor,
+    *,
+    lengths: spectra.Lengths = None,
+    window: spectra.Window = "none",
+    valid: Tensor | None = None,
+    dims: int = 2,
+) -> Tensor:
+    """``(B, T, C, shells + 2)`` as :func:`spectra.shell_energy`, of what all errors, scores and figures look at.
+
+    The (weighted) mean is taken off first, and obstacles hold none of the rest. Arguments as :func:`spectrum_error`.
+    """
+    if valid is not None or window != "none":  # else the mean is no shell's
+        field = fluctuation(field, valid, window=window, dims=dims)
+    return spectra.shell_energy(field, dims=dims, lengths=lengths, window=window)
+
+
+def fluctuation(field: Tensor, valid: Tensor | None, *, window: spectra.Window = "none", dims: int = 2) -> Tensor:
+    """``(B, T, C, …)`` less the mean of each frame and channel, weighted by the window; 0 inside obstacles."""
+    field = spectra.at_least_float32(field)
+    axes = tuple(range(-dims, 0))
+    weights = torch.ones_like(field[:, :1, :1]) if valid is None else valid[:, None, None].to(field)
+    if window == "hann":
+        weights = weights * spectra.hann(field.shape[-dims:]).to(field)
+    field = torch.where(weights > 0, field, 0.0)
+    mean = (field * weights).sum(axes, keepdim=True) / weights.sum(axes, keepdim=True).clamp(min=1e-12)
+    return torch.where(weights > 0, field - mean, 0.0)
+
+
 def _energies(
     prediction: Tensor,
     target: Tensor,
@@ -144,8 +173,7 @@ def _energies(
     """``(B, T, C, shells)`` energies of prediction and truth, ``(B, T, C, 1)`` floor, ``(B, T, C)`` which count."""
     check_fields(prediction, target, dims)
     guess, truth = (
-        spectra.shell_energy(_fluctuation(field, valid, window, dims), dims=dims, lengths=lengths, window=window)
-        for field in (prediction, target)
+        shell_energies(field, lengths=lengths, window=window, valid=valid, dims=dims) for field in (prediction, target)
     )
     total = truth.detach()[..., 1:].sum(-1)
     counted = total > SILENT * (1 + truth.detach()[..., 0])  # a constant leaves rounding in its other modes
@@ -163,20 +191,6 @@ def _shells_of(band: str | None, n_shells: int) -> slice:
             f"{', '.join(spectra.BANDS)} and need {len(spectra.BANDS)} shells: name one of them, or use larger fields."
         )
     return spectra.bands(n_shells)[band]
-
-
-def _fluctuation(field: Tensor, valid: Tensor | None, window: spectra.Window, dims: int) -> Tensor:
-    """The field less its weighted mean, 0 at masked points; as it is where nothing weights it."""
-    if valid is None and window == "none":
-        return field
-    field = spectra.at_least_float32(field)
-    axes = tuple(range(-dims, 0))
-    weights = torch.ones_like(field[:, :1, :1]) if valid is None else valid[:, None, None].to(field)
-    if window == "hann":
-        weights = weights * spectra.hann(field.shape[-dims:]).to(field)
-    field = torch.where(weights > 0, field, 0.0)
-    mean = (field * weights).sum(axes, keepdim=True) / weights.sum(axes, keepdim=True).clamp(min=1e-12)
-    return torch.where(weights > 0, field - mean, 0.0)
 
 
 def _log_above(energy: Tensor, floor: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -22,14 +21,15 @@ from nbhelpers.core.runtime import pick_device
 from nbhelpers.core.splits import hash_order, split_hash
 from nbhelpers.stages.neural_operator import baselines, sequences
 from nbhelpers.stages.neural_operator.checks import check_settings
-from nbhelpers.stages.neural_operator.config import Config
+from nbhelpers.stages.neural_operator.config import BETTER, Config
 from nbhelpers.stages.neural_operator.data import FrameCache, open_collection
+from nbhelpers.stages.neural_operator.domain import domain_of
 from nbhelpers.stages.neural_operator.losses import loss_functions, loss_terms, weights_of
 from nbhelpers.stages.neural_operator.model import Stepper, one_step, rollout
 from nbhelpers.stages.neural_operator.sequences import Batch
 from nbhelpers.stages.neural_operator.spectral_losses import spectrum_note
 from nbhelpers.stages.neural_operator.split import fingerprint, keys
-from nbhelpers.stages.neural_operator.verification import HELD, METRICS, Domain, Forecast, Verification
+from nbhelpers.stages.neural_operator.verification import HELD, Forecast, Verification, metrics_of
 from nbhelpers.training.task import Evaluation, Gate, LossTerm, Monitor, Phase, Predictor, Sample, Update, Verdict
 
 if TYPE_CHECKING:
@@ -41,7 +41,6 @@ STAGE = "neural-operator"
 EVAL_BATCH = 8  # windows at once while scoring
 LOOKED_INTO = 16  # simulations whose frames count in the data's sha256; each is a short read
 GB = 1_000_000_000
-HIGHER, DESCRIPTIVE = ("correlation_time",), ("energy_ratio", "enstrophy_ratio")
 
 
 def _monitor(config: Config) -> Monitor:
@@ -50,11 +49,11 @@ def _monitor(config: Config) -> Monitor:
     Raises:
         UserError: a metric that does not exist or that has no better end (an energy ratio is best at 1).
     """
-    known = [name for name in METRICS if name not in DESCRIPTIVE]
-    if config.monitor not in known:
+    mode = BETTER.get(config.monitor)
+    if mode is None:
+        known = [name for name, better in BETTER.items() if better is not None]
         raise UserError(f"monitor is {config.monitor!r}, expected one of {', '.join(known)}.")
-    mode = "max" if config.monitor in HIGHER else "min"
-    return Monitor(config.monitor, mode, config.patience, config.armed_after)  # type: ignore[arg-type]
+    return Monitor(config.monitor, mode, config.patience, config.armed_after)
 
 
 class OperatorTask:
@@ -75,7 +74,7 @@ class OperatorTask:
         self.collection = open_collection(self.data_dir, fields=config.field_names, kind=config.data_set)
         self.split = sequences.split_collection(self.collection)
         self.cache = FrameCache(self.collection, int(config.cache_gb * GB))
-        self.domain = _domain(self)
+        self.domain = domain_of(self.collection, window=config.window)
         self.fields: Mapping[str, Field] = {
             name: Field(name, "as stored", (-math.inf, math.inf), mean, std, None, Affine(std, mean))
             for name, mean, std in zip(self.collection.channels, self.collection.mean, self.collection.std, strict=True)
@@ -102,8 +101,7 @@ class OperatorTask:
             "mean": self._null(baselines.mean),
             "linear": self._null(lambda history: self.linear(history[:, -1])),
         }
-        absent = {"trajectory_rel_l2"} | (set() if self.domain.velocity else {"divergence"})
-        self.headlines: Sequence[str] = tuple(name for name in METRICS if name not in absent)
+        self.headlines: Sequence[str] = tuple(name for name in metrics_of(self.domain) if name != "trajectory_rel_l2")
         self.oom_advice: Sequence[str] = (
             f"halve batch_size (it is {config.batch_size})",
             f"predict fewer frames of a window: lower sequence_length (it is {config.sequence_length})",
@@ -269,9 +267,10 @@ class OperatorTask:
     def evaluate(self, split: str, predictor: Predictor | None = None) -> Evaluation:
         """One step ahead from true frames at every frame of a window, and rollouts from its first ones.
 
-        Groups are simulations.
+        Groups are simulations; published test sets are scored apart, too.
         """
-        scores = Verification(self.domain, steps=self.config.rollout_steps)
+        test_sets = {one.simulation.name: one.label for one in self.split.segments[split] if one.label}
+        scores = Verification(self.domain, steps=self.config.rollout_steps, test_sets=test_sets)
         for batch in self.batches(split, 0):
             target = self.to_model(batch.frames)[:, self.config.n_in :]
             scores.add((predictor or self.forecast)(batch), target, batch.simulations, self.valid(batch))
@@ -325,20 +324,9 @@ class OperatorTask:
     ) -> tuple[Sequence[Gate], Verdict]:
         from nbhelpers.stages.neural_operator.verdict import gates, verdict
 
-        return gates(report, reference), verdict(report, history, reference)
+        return gates(report, history, reference), verdict(report, history, reference)
 
     def figures(self, report: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, Figure]]:
         from nbhelpers.stages.neural_operator.figures import report_figures
 
         yield from report_figures(self, report, history)
-
-
-def _domain(task: OperatorTask) -> Domain:
-    collection, config = task.collection, task.config
-    names = [f"velocity_{axis}" for axis in "xy"]
-    velocity = None
-    if all(name in collection.channels for name in names) and collection.facts.periodic:
-        velocity = (collection.channels.index(names[0]), collection.channels.index(names[1]))
-    periodic = "none" if collection.facts.periodic else "hann"
-    window = periodic if config.window == "auto" else config.window
-    return Domain(collection.facts.lengths, window, tuple(np.asarray(collection.std, float).tolist()), velocity)  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ from typing import Any
 
 from nbhelpers.core.errors import UserError
 from nbhelpers.core.knobs import DROWNING_SHARE, INERT_SHARE
+from nbhelpers.training.flexible import SchedulerParams
 from nbhelpers.training.metrics import MIN_GROUPS
 from nbhelpers.training.task import Gate, Verdict
 
@@ -16,15 +17,20 @@ BLOW_UP = 10  # times the median training loss of the epochs before: no longer n
 HALF, DEARER = 0.5, 1.05  # what a scheduled loss shall make of the plain one's high-band and field error
 NULLS = ("persistence", "mean", "linear")
 SPECTRAL = "spectrum_error"
+OF_THE_LOSS = ("loss", "scheduler", "normalise", "spectrum_share", "num_workers", "patience", "armed_after")
 
 
-def gates(report: Mapping[str, Any], reference: Mapping[str, Any] | None = None) -> list[Gate]:
+def gates(
+    report: Mapping[str, Any], history: Sequence[Mapping[str, Any]], reference: Mapping[str, Any] | None = None
+) -> list[Gate]:
     """Pass or fail against every baseline by paired intervals, of the rollouts, and of what the loss was made of."""
     found = [_beats(report, null, "field_error") for null in NULLS]
     found.append(_beats(report, "persistence", "rollout_rel_l2"))
     blown = report["metrics"]["blow_up_rate"]["value"]
     steps = len(report["metrics"]["rollout_rel_l2"].get("by_label", {"step 1": None}))
     found.append(Gate("no rollout blows up", blown == 0, f"{blown:.0%} of the rollouts over {steps} steps"))
+    if (handed := hand_over_gate(report, history)) is not None:
+        found.append(handed)
     if SPECTRAL in report["ledger"]:
         share = report["ledger"][SPECTRAL]["grad_share"]
         balanced = INERT_SHARE <= share <= DROWNING_SHARE
@@ -43,12 +49,35 @@ def reference_gates(report: Mapping[str, Any], reference: Mapping[str, Any]) -> 
     ]
 
 
+def hand_over_gate(report: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> Gate | None:
+    """Whether all weight was handed over before the last epoch; None without a scheduler."""
+    params = report["config"].get("scheduler")
+    if params is None or not history:
+        return None
+    key = f"schedule_{params['target']}"
+    used, end = history[-1][key], SchedulerParams(**params).final_weights[1]
+    began = next((row["epoch"] for row in history if row[key] != history[0][key]), None)
+    said = f"{params['target']} had the weight {used:.3g} of {end:.3g} in the last epoch"
+    said += ", and never another" if began is None else f", and more than at first from epoch {began} on"
+    return Gate("the loss weights were handed over", math.isclose(used, end, rel_tol=1e-6), said)
+
+
 def ratios(report: Mapping[str, Any], reference: Mapping[str, Any]) -> tuple[float, float]:
     """One-step high-band spectrum error and field error, over those of the reference.
 
     Raises:
-        UserError: a reference that was itself trained with another term.
+        UserError: a reference that was itself trained with another term, or differs in more than its loss.
     """
+    differ = [
+        name
+        for name, value in report["config"].items()
+        if name not in OF_THE_LOSS and reference["config"].get(name) != value
+    ]
+    if differ:
+        raise UserError(
+            f"reference run {reference['run']!r} differs in {', '.join(differ)}: expected the same run with field error "
+            "alone."
+        )
     terms = [name for name, entry in reference["ledger"].items() if entry["weight"] > 0]
     if terms not in (["field_error"], []):
         raise UserError(
@@ -57,7 +86,10 @@ def ratios(report: Mapping[str, Any], reference: Mapping[str, Any]) -> tuple[flo
         )
     both = []
     for name in ("spectrum_error_high", "field_error"):
-        both.append(report["metrics"][name]["value"] / reference["metrics"][name]["value"])
+        mine, theirs = (one["metrics"][name]["value"] for one in (report, reference))
+        if mine is None or not theirs:
+            raise UserError(f"{name} is {mine} here and {theirs} in {reference['run']!r}: there is nothing to compare.")
+        both.append(mine / theirs)
     return both[0], both[1]
 
 
@@ -120,6 +152,13 @@ def verdict(
             "good for one step, not for many",
             f"{metrics['blow_up_rate']['value']:.0%} of the rollouts blow up.",
             "train with unrolled steps (training=unrolled, a longer sequence_length), or lower the spectral weight.",
+        )
+    handed = hand_over_gate(report, history)
+    if handed is not None and not handed.passed:
+        return Verdict(
+            "not handed over",
+            f"The scheduler did not get to its end: {handed.value}.",
+            "raise min_delta, lower patience or ema_beta, take the trigger epoch, or train for more epochs.",
         )
     share = report["ledger"].get(SPECTRAL, {}).get("grad_share")
     if share is not None and share < INERT_SHARE:

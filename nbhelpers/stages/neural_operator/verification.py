@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,22 +12,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nbhelpers.science import spectra
+from nbhelpers.stages.neural_operator.domain import Domain, enstrophy, kinetic_energy
 from nbhelpers.stages.neural_operator.field_losses import SILENT, divergence_penalty
-from nbhelpers.stages.neural_operator.spectral_losses import shell_log_errors
+from nbhelpers.stages.neural_operator.spectral_losses import fluctuation, shell_log_errors
 from nbhelpers.training.metrics import Metric, mean_metric, ratio
 from nbhelpers.training.task import Evaluation, Spread
 
 CORRELATED = 0.8  # a forecast counts as correlated with the truth above this
-BLOWN_UP = 10.0  # times the energy of the truth
+BLOWN_UP = 10.0  # times the mean square of the truth, in model units
 HELD = 1e3  # model units (standard deviations) at which a rollout that runs away is held, so that scores stay finite
 DECIBEL = 10 / math.log(10)
 
-# All scores; those of a rollout are given for each of its steps. `divergence` is there where a velocity is.
+# All scores; those of a rollout are given for each of its steps. `divergence`, `energy_ratio` and `enstrophy_ratio` are
+# there where the data have such a thing (see :mod:`domain`).
 METRICS = (
     "field_error", "rel_l2", "spectrum_error", "spectrum_error_high", "lsd", "rollout_field_error", "rollout_rel_l2",
     "rollout_spectrum_error_high", "trajectory_rel_l2", "correlation_time", "energy_ratio", "enstrophy_ratio",
     "divergence", "blow_up_rate",
 )  # fmt: skip
+# Which of them are given for each published test set too, as `test_set_...`: a test of several is not one number.
+BY_TEST_SET = ("field_error", "spectrum_error_high", "rollout_rel_l2")
 
 
 @dataclass(frozen=True)
@@ -38,20 +42,14 @@ class Forecast:
     rollout: Tensor  # every frame from the predictor's own
 
 
-@dataclass(frozen=True)
-class Domain:
-    """What the scores must know of the data."""
-
-    lengths: tuple[float, float]  # of the box, rows first
-    window: spectra.Window  # for spectra
-    scales: tuple[float, ...]  # standard deviation of each channel, in its own unit
-    velocity: tuple[int, int] | None  # channels of (u, v), if they are there
-
-    def velocity_of(self, fields: Tensor) -> Tensor:
-        """``(…, 2, H, W)`` of ``(…, C, H, W)`` in model units: u and v, both in one unit so that they can be added."""
-        assert self.velocity is not None
-        scales = fields.new_tensor([self.scales[channel] for channel in self.velocity])
-        return fields[..., list(self.velocity), :, :] * scales[:, None, None]
+def metrics_of(domain: Domain) -> tuple[str, ...]:
+    """Those of METRICS that data in this domain have."""
+    absent = {
+        "divergence": domain.velocity is None,
+        "energy_ratio": not domain.has_energy,
+        "enstrophy_ratio": not domain.has_enstrophy,
+    }
+    return tuple(name for name in METRICS if not absent.get(name))
 
 
 class Verification:
@@ -59,10 +57,11 @@ class Verification:
 
     Args:
         steps: of the rollout.
+        test_sets: the published test set of each simulation, where there are such.
     """
 
-    def __init__(self, domain: Domain, *, steps: int):
-        self._domain, self._steps = domain, steps
+    def __init__(self, domain: Domain, *, steps: int, test_sets: Mapping[str, str] | None = None):
+        self._domain, self._steps, self._test_sets = domain, steps, test_sets or {}
         self._sums: dict[str, dict[str, NDArray[np.float64]]] = {}  # by simulation, by name: (labels, 2)
         self._ranges: dict[str, list[Tensor]] = {"prediction": [], "target": []}  # low, high, sum, sum of squares, n
 
@@ -96,6 +95,7 @@ class Verification:
         rows = {
             "field_error": ((error * counted).sum((1, 2)), counted.sum((1, 2))),
             "rel_l2": _count_all(_relative_norm(one, target, valid), (1,)),
+            "left_out": ((~counted).float().sum((1, 2)), torch.ones_like(counted).sum((1, 2))),
         }
         for name, part in spectra.bands(shells.shape[-1]).items():
             mine = shells[..., part] * has_spectrum[..., None]
@@ -111,18 +111,25 @@ class Verification:
         each = torch.ones_like(error[:, :, 0])
         squares = [_where_valid(field, valid).square().sum((1, 2, 3, 4)) for field in (rollout - target, target)]
         norm = (squares[0] / squares[1].clamp(min=SILENT)).sqrt()
-        energies = [_energy(field, valid) for field in (rollout, target)]  # (B, T)
+        means = [_mean_square(field, valid) for field in (rollout, target)]  # (B, T)
         rows = {
             "rollout_field_error": ((error * counted).sum(2), counted.sum(2)),
             "rollout_rel_l2": (_relative_norm(rollout, target, valid), each),
             "rollout_spectrum_error_high": ((high * has_spectrum).sum(2), has_spectrum.sum(2)),
             "trajectory_rel_l2": (norm, torch.ones_like(norm)),
             "correlation_time": _count_all(_correlated(rollout, target, valid).float().cumprod(1).sum(1), ()),
-            "energy_ratio": (energies[0], energies[1]),
-            "blow_up_rate": _count_all((energies[0] > BLOWN_UP * energies[1]).any(1).float(), ()),
+            "blow_up_rate": _count_all((means[0] > BLOWN_UP * means[1]).any(1).float(), ()),
         }
-        enstrophies = [self._gradient_energy(fluctuation(field, valid)) for field in (rollout, target)]
-        return rows | {"enstrophy_ratio": (enstrophies[0], enstrophies[1])}
+        if self._domain.has_energy:
+            rows["energy_ratio"] = self._both(kinetic_energy, rollout, target, valid)
+        if self._domain.has_enstrophy:
+            rows["enstrophy_ratio"] = self._both(enstrophy, rollout, target, valid)
+        return rows
+
+    def _both(
+        self, measure: Callable[..., Tensor], rollout: Tensor, target: Tensor, valid: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        return measure(rollout, self._domain, valid), measure(target, self._domain, valid)
 
     def _shell_errors(self, field: Tensor, target: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
         domain = self._domain
@@ -133,12 +140,6 @@ class Verification:
         velocity = self._domain.velocity_of(field)
         each = [divergence_penalty(frame[None, None], lengths=self._domain.lengths) for frame in velocity.flatten(0, 1)]
         return torch.stack(each).reshape(field.shape[:2])
-
-    def _gradient_energy(self, field: Tensor) -> Tensor:
-        """``(B, T)`` energy of the gradients: enstrophy, if the channels are a velocity without divergence."""
-        energy = spectra.shell_energy(field, lengths=self._domain.lengths, window=self._domain.window)[..., 1:-1]
-        number = torch.arange(1, energy.shape[-1] + 1, device=field.device)
-        return (energy * number.square()).sum((-2, -1))
 
     def evaluation(self) -> Evaluation:
         """Everything that was added, one group a simulation."""
@@ -157,17 +158,33 @@ class Verification:
             better, units = _KIND.get(key, ("lower", "1"))
             metrics[key] = _metric(sums, steps if sums.shape[1] > 1 else ("all",), better, units)
         ordered = {name: metrics[name] for name in METRICS if name in metrics}
+        if metrics["left_out"].value > 0:
+            ordered["left_out"] = metrics["left_out"]
+        ordered |= self._by_test_set(groups, ordered)
         return Evaluation(ordered, {name: _spread(torch.stack(rows)) for name, rows in self._ranges.items()})
+
+    def _by_test_set(self, groups: Sequence[str], metrics: Mapping[str, Metric]) -> dict[str, Metric]:
+        """The scores BY_TEST_SET with the published test sets as their labels, where there are several."""
+        names = tuple(dict.fromkeys(self._test_sets.values()))
+        if len(names) < 2:
+            return {}
+        own = np.array([[self._test_sets.get(group) == name for name in names] for group in groups])  # (groups, sets)
+        found = {}
+        for name in BY_TEST_SET:
+            sums = metrics[name].sums.sum(1, keepdims=True) * own[..., None]  # a simulation counts in its own set
+            found[f"test_set_{name}"] = replace(metrics[name], sums=sums, labels=names)
+        return found
 
 
 _KIND = {
+    "left_out": (None, "share of all frames and channels"),  # silent ones, which have no relative error
     "correlation_time": ("higher", "frames"),
     "energy_ratio": ("one", "1"),
     "enstrophy_ratio": ("one", "1"),
 }
 
 
-def _metric(sums: NDArray[np.float64], labels: Sequence[str], better: str, units: str) -> Metric:
+def _metric(sums: NDArray[np.float64], labels: Sequence[str], better: str | None, units: str) -> Metric:
     return mean_metric(sums[..., 0], sums[..., 1], labels=tuple(labels), better=better, units=units)
 
 
@@ -184,14 +201,6 @@ def _where_valid(field: Tensor, valid: Tensor | None) -> Tensor:
     return field if valid is None else torch.where(valid[:, None, None], field, 0.0)
 
 
-def fluctuation(field: Tensor, valid: Tensor | None) -> Tensor:
-    """``(B, T, C, H, W)`` less the mean over the valid points of each frame, 0 inside obstacles."""
-    if valid is None:
-        return field - field.mean((-2, -1), keepdim=True)
-    points = valid[:, None, None].sum((-2, -1), keepdim=True).clamp(min=1)
-    return _where_valid(field - _where_valid(field, valid).sum((-2, -1), keepdim=True) / points, valid)
-
-
 def _relative_squares(field: Tensor, target: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
     """``(B, T, C)`` relative squared errors and which of them are defined."""
     squares = _where_valid(target, valid).square().mean((-2, -1))
@@ -206,7 +215,7 @@ def _relative_norm(field: Tensor, target: Tensor, valid: Tensor | None) -> Tenso
     return (error / norm.clamp(min=SILENT)).sqrt()
 
 
-def _energy(field: Tensor, valid: Tensor | None) -> Tensor:
+def _mean_square(field: Tensor, valid: Tensor | None) -> Tensor:
     return _where_valid(field, valid).square().mean((-3, -2, -1))
 
 

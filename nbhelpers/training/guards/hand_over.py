@@ -60,17 +60,28 @@ class HandOver(Guard):
                 cure="Call its step(epoch, metrics) once after every epoch.",
             )
             return
-        expected = _by_its_rule(scheduler, epoch.rows)
-        if expected is None:
-            return
-        weights = scheduler.get_loss_weights()
-        if any(not math.isclose(weights[name], expected[name], abs_tol=ROUNDING) for name in weights):
+        expected, weights = _by_its_rule(scheduler, epoch.rows), scheduler.get_loss_weights()
+        if expected is not None and _differ(weights, expected):
             yield self.warn(
                 epoch.step,
                 "the loss scheduler did not move weight as its trigger says",
                 evidence=f"after epoch {epoch.epoch} its weights are {_words(weights)}, by the rule {_words(expected)}",
                 cure="Find out what changes or keeps its weights besides its own step.",
             )
+        if epoch.epoch == sum(phase.epochs for phase in epoch.task.phases) and not scheduler.finished:
+            yield self._unfinished(epoch, scheduler)
+
+    def _unfinished(self, epoch: Epoch, scheduler: FlexibleScheduler) -> Finding:
+        params, weights = scheduler.params, scheduler.get_loss_weights()
+        never = "the loss scheduler never fired, so the run had its first weights to the end"
+        return self.warn(
+            epoch.step,
+            "the run has ended before its loss weights were handed over" if scheduler.events else never,
+            evidence=f"{params.target} has the weight {weights[params.target]:.4g} of {params.final_weights[1]:.4g} "
+            f"after {len(scheduler.events)} steps; trigger {params.trigger} on {params.monitor_metric}, patience "
+            f"{params.patience}, min_delta {params.min_delta:g}, ema_beta {params.ema_beta:g}",
+            cure="Raise min_delta, lower patience or ema_beta, take the trigger 'epoch', or train for more epochs.",
+        )
 
 
 def _schedulers(update: Update) -> list[FlexibleScheduler]:
@@ -87,6 +98,10 @@ def _by_its_rule(scheduler: FlexibleScheduler, rows: Sequence[Mapping[str, Any]]
     values = [math.nan if value is None else float(value) for value in metric]
     _, source, target = trajectory(scheduler.params, len(rows), values)[-1]
     return {scheduler.params.source: source, scheduler.params.target: target}
+
+
+def _differ(weights: Mapping[str, float], expected: Mapping[str, float]) -> bool:
+    return any(not math.isclose(weights[name], expected[name], abs_tol=ROUNDING) for name in weights)
 
 
 def _words(weights: Mapping[str, float]) -> str:

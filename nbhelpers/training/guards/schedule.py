@@ -49,8 +49,16 @@ class Schedule(Guard):
                 )
 
     def _hand_over(self, step: int, scheduler: FlexibleScheduler, end: int | None, epochs: int) -> Iterator[Finding]:
-        if end is None or end > epochs:
-            params = scheduler.params
+        params = scheduler.params
+        if end == epochs:
+            yield self.warn(
+                step,
+                f"the hand-over of weight from {params.source!r} to {params.target!r} ends with the run, so nothing is "
+                "trained with the weights that it ends at",
+                evidence=f"it needs {end} epochs even if {params.monitor_metric} never improves, the run has {epochs}",
+                cure="Lower warmup_epochs, min_epochs or patience, raise transition_step, or train for more epochs.",
+            )
+        elif end is None or end > epochs:
             yield self.stop(
                 step,
                 f"the hand-over of weight from {params.source!r} to {params.target!r} cannot finish in this run",
