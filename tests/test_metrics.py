@@ -143,3 +143,15 @@ def test_an_infinite_score_is_no_json_number() -> None:
     entry = summarise(psnr)
     assert entry["value"] is None
     json.dumps(entry, allow_nan=False)
+
+
+def test_a_label_that_few_groups_have_is_not_called_better() -> None:
+    """Twelve groups, of which two have the second label: too few to tell, whatever the interval says."""
+    counts = np.zeros((12, 2))
+    counts[:10, 0], counts[10:, 1] = 4.0, 4.0
+
+    def metric(value: float) -> Metric:
+        return mean_metric(value * counts, counts, labels=("many", "few"), better="lower", units="1")
+
+    by_label = paired_difference(metric(0.5), metric(1.0))["by_label"]
+    assert by_label["many"]["is_better"] is True and by_label["few"]["is_better"] is None

@@ -20,6 +20,7 @@ from nbhelpers.stages.neural_operator import coarse
 from nbhelpers.stages.neural_operator.config import Config
 from nbhelpers.stages.neural_operator.cost import Cost, Row, break_even, measure_cost
 from nbhelpers.stages.neural_operator.cost_figure import cost_figure, cost_table
+from nbhelpers.stages.neural_operator.resample import resample
 from nbhelpers.stages.neural_operator.simulate import simulate
 from nbhelpers.stages.neural_operator.task import OperatorTask
 from nbhelpers.training.tables import md_table
@@ -177,20 +178,21 @@ def test_resampling_a_smooth_field_is_reading_it_elsewhere(size: tuple[int, int]
         x = 2 * torch.pi * torch.arange(columns, dtype=torch.float64)[None] / columns
         return torch.stack([1 + torch.sin(5 * y - 3 * x), torch.cos(2 * y + 4 * x) - 0.5 * torch.sin(6 * x)])
 
-    torch.testing.assert_close(coarse.resample(waves(32, 40), size), waves(*size), rtol=0, atol=1e-12)
+    torch.testing.assert_close(resample(waves(32, 40), size), waves(*size), rtol=0, atol=1e-12)
 
 
 def test_resampling_cuts_what_the_coarse_grid_cannot_hold() -> None:
     x = 2 * torch.pi * torch.arange(32, dtype=torch.float64) / 32
     for waves in (8, 9, 15):  # 8 is the Nyquist wave of 16 points
-        assert coarse.resample(torch.cos(waves * x).expand(32, 32), (16, 16)).abs().max() < 1e-12
+        assert resample(torch.cos(waves * x).expand(32, 32), (16, 16)).abs().max() < 1e-12
     highest = torch.sin(7 * x)[:, None] + torch.cos(7 * (x[:, None] + x))
-    torch.testing.assert_close(coarse.resample(highest, (16, 16)), highest[::2, ::2], rtol=0, atol=1e-12)
+    torch.testing.assert_close(resample(highest, (16, 16)), highest[::2, ::2], rtol=0, atol=1e-12)
 
 
 def test_data_that_the_solver_cannot_continue_are_named(flows: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"grids is \[16, 64\].*4 and the 32"):
         cost_of(make_task(flows), grids=[16, 64])
+    assert coarse.can_compare(make_task(flows)) is None
     own = turbulence.write_own(tmp_path / "own", 8)
     with pytest.raises(UserError, match="were not simulated by this solver"):
         cost_of(make_task(own, rollout_steps=2))
@@ -204,3 +206,5 @@ def test_data_that_the_solver_cannot_continue_are_named(flows: Path, tmp_path: P
         shutil.copy(path, path.with_name(path.name.replace("vorticity", "pressure")))
     with pytest.raises(UserError, match="forecasts pressure, which the solver does not"):
         cost_of(make_task(more, fields="velocity,pressure"))
+    why = coarse.can_compare(make_task(more, fields="velocity,pressure"))
+    assert why is not None and why.startswith("The model forecasts pressure") and "\n" not in why

@@ -11,7 +11,7 @@ import pytest
 import torch
 from matplotlib.image import imread
 from PIL import Image
-from turbulence import RECORD, flow, vorticity, write_matlab, write_own
+from turbulence import RECORD, flow, vorticity, write_matlab, write_own, write_published
 
 from nbhelpers.cli import main
 from nbhelpers.core.errors import UserError
@@ -21,6 +21,7 @@ from nbhelpers.stages.neural_operator.data import open_collection
 from nbhelpers.stages.neural_operator.forecast_file import write_forecasts
 from nbhelpers.stages.neural_operator.movie import rollout_movie
 from nbhelpers.stages.neural_operator.simulate import simulate
+from nbhelpers.stages.neural_operator.spectral_losses import shell_energies
 from nbhelpers.stages.neural_operator.task import OperatorTask
 
 CHECKPOINT = "c0ffee"
@@ -120,6 +121,30 @@ def test_a_folder_that_holds_something_and_an_unknown_split_are_refused(flows: P
     assert [path.name for path in (tmp_path / "taken").iterdir()] == ["kept.txt"] and not (tmp_path / "f").exists()
 
 
+def test_a_write_that_was_cut_short_never_looks_complete(
+    flows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, path = task_on(flows), tmp_path / "forecasts"
+    real, calls = layout.write_simulation, []
+
+    def killed(root: Path, *rest: Any, **more: Any) -> Path:
+        calls.append(root)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(root, *rest, **more)
+
+    monkeypatch.setattr(layout, "write_simulation", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write_forecasts(task, path, split="test", checkpoint=CHECKPOINT)
+    assert len(calls) == 2 and list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
+    (tmp_path / "forecasts.part" / "sim_000099").mkdir(parents=True)  # as the power cut left it
+    path.mkdir()  # an empty folder is no obstacle
+    count = write_forecasts(task, path, split="test", checkpoint=CHECKPOINT)
+    assert [one.name for one in tmp_path.iterdir()] == ["forecasts"]
+    assert len(open_collection(path, fields=("velocity",)).simulations) == count
+
+
 # --- pictures -----------------------------------------------------------------------------------------------------
 
 
@@ -152,6 +177,25 @@ def test_a_film_and_figures_of_a_set_with_obstacles(tmp_path: Path) -> None:
     rollout_movie(task, sample, tmp_path / "film.gif")
     figures.sample_figure(task, n_simulations=2).savefig(tmp_path / "sample.png")
     figures.spectrum_figure(task, split="val").savefig(tmp_path / "spectrum.png")
+
+
+def test_the_spectra_in_the_figure_are_those_of_the_score(tmp_path: Path) -> None:
+    inside = np.zeros((12, 16), bool)
+    inside[2:6, 9:14] = True
+    write_own(tmp_path / "data", 8, n_frames=7, obstacle=inside, record=RECORD | {"periodic": False})
+    task = task_on(tmp_path / "data", fields="pressure,velocity")
+    curves = figures._mean_spectra(task, "val")
+    for name, one in (("linear", task.nulls["linear"]), ("model", task.forecast)):
+        errors = []
+        for batch in task.batches("val", 0):
+            target = task.to_model(batch.frames)[:, 1:]
+            fields = {"lengths": task.domain.lengths, "window": "hann", "valid": task.valid(batch)}
+            guess = shell_energies(one(batch).one_step, **fields)[..., 1:-1].sum(2)
+            truth = shell_energies(target, **fields)[..., 1:-1].sum(2)
+            errors.append(torch.stack([guess, truth]).flatten(1, 2))
+        guess, truth = torch.cat(errors, 1).double().mean(1).numpy()
+        np.testing.assert_allclose(curves["one step"][name], guess, rtol=1e-5)
+        np.testing.assert_allclose(curves["one step"]["truth"], truth, rtol=1e-5)
 
 
 def test_what_is_drawn_of_a_velocity_is_its_vorticity_in_units_of_the_files(flows: Path) -> None:
@@ -235,11 +279,45 @@ def test_a_set_that_is_not_periodic_and_has_obstacles_from_training_to_a_film(
     report = json.loads((tmp_path / "runs" / "wake" / "report.json").read_text())
     assert "divergence" not in report["metrics"] and report["metrics"]["rollout_rel_l2"]["value"] is not None
     assert any("velocity_y" in remark for remark in report["remarks"])
+    assert report["metrics"]["left_out"]["value"] == pytest.approx(1 / 3)  # that one, of three channels
     assert [found for found in report["guards"] if found["severity"] != "info"] == []
     assert main(["predict", *place]) == 0
     found = open_collection(tmp_path / "runs" / "wake" / "forecasts", fields=("velocity", "pressure"))
     assert found.constant == ("velocity_y",)
     assert (found.read(found.simulations[0], [1, 2, 3])[:, 1] == 0.25).all()
+
+
+def test_a_published_set_is_scored_by_test_set_without_an_energy_of_its_pressure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_published(tmp_path / "data", "inc", [0, 2, 4, 10, 11, 12, 15, 25, 82, 84], n_frames=7)
+    units = {"velocity": (0.45, 0.29), "pressure": (0.0006 - 2 * 0.005, 0.005)}  # near those that are published
+    for path in (tmp_path / "data").glob("sim_*/*_000*.npz"):
+        field, frame = path.stem.split("_")
+        first = 800 if 10 <= int(path.parent.name[4:]) <= 80 else 1000
+        with np.load(path) as file:
+            values = units[field][0] + units[field][1] * file[layout.KEY]
+        np.savez_compressed(path.with_name(layout.frame_name(field, first + int(frame))), values)
+        path.unlink()
+    data = ["--data-dir", str(tmp_path / "data"), "--output-dir", str(tmp_path / "runs"), "--scheduler", "none"]
+    for name, fields in (("wake", "velocity,pressure"), ("pressure", "pressure")):
+        words = ["train", "neural-operator", *data, "--fields", fields, "--run-name", name]
+        assert main([*words, *FLAGS[:-2]]) == 0, capsys.readouterr().err
+    report = json.loads((tmp_path / "runs" / "wake" / "report.json").read_text())
+    assert "energy_ratio" in report["metrics"] and "enstrophy_ratio" not in report["metrics"]
+    for who in (report["metrics"], report["baselines"]["persistence"], report["baselines"]["linear"]):
+        for name in ("field_error", "spectrum_error_high", "rollout_rel_l2"):
+            apart = who[f"test_set_{name}"]["by_label"]
+            assert list(apart) == ["low Reynolds", "high Reynolds"]
+            low, whole, high = sorted([*(entry["value"] for entry in apart.values()), who[name]["value"]])
+            assert low <= whole <= high and low < high and whole == who[name]["value"]
+    text = (tmp_path / "runs" / "wake" / "report.md").read_text()
+    assert "| low Reynolds | high Reynolds | mean |" in text and "| test_set_rollout_rel_l2" in text
+    report = json.loads((tmp_path / "runs" / "pressure" / "report.json").read_text())
+    assert not {"energy_ratio", "enstrophy_ratio", "divergence"} & set(report["metrics"])
+    assert imread(tmp_path / "runs" / "pressure" / "figures" / "by_step.png").shape[1] > 500
+    header = (tmp_path / "runs" / "wake" / "history.csv").read_text().splitlines()[0]
+    assert "val_field_error" in header and "test_set" not in header
 
 
 @pytest.mark.parametrize(

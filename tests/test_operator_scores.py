@@ -269,15 +269,14 @@ def test_what_a_forecast_has_inside_obstacles_changes_no_score() -> None:
     valid = torch.ones(3, *SHAPE, dtype=torch.bool)
     valid[0, 5:12, 8:20] = False
     valid[2, :3, :] = False
-    domain = replace(TAPERED, velocity=(0, 1))  # every score there is
-    plain = score(forecast, target, valid=valid, domain=domain)
+    plain = score(forecast, target, valid=valid, domain=TAPERED)
     for value in (0.0, 7.0, -300.0, math.nan):
         filled = torch.where(valid[:, None, None], forecast, value)
-        wild = score(filled, target, valid=valid, domain=domain)
+        wild = score(filled, target, valid=valid, domain=TAPERED)
         for name, metric in plain.metrics.items():
             np.testing.assert_allclose(wild.metrics[name].sums, metric.sums, rtol=1e-5, atol=1e-7, err_msg=name)
         assert astuple(wild.spreads["prediction"]) == pytest.approx(astuple(plain.spreads["prediction"]))
-    open_field = score(forecast, target, domain=domain)
+    open_field = score(forecast, target, domain=TAPERED)
     assert open_field.metrics["field_error"].value != pytest.approx(plain.metrics["field_error"].value, rel=1e-4)
 
 
@@ -348,12 +347,12 @@ def test_vorticity_alone_tells_the_energy_of_its_velocity() -> None:
 
 
 def test_enstrophy_of_a_velocity_is_that_of_its_vorticity_in_its_own_unit() -> None:
-    y, x = (length * torch.arange(n) / n for length, n in zip(LENGTHS, SHAPE, strict=True))
+    x = LENGTHS[1] * torch.arange(SHAPE[1]) / SHAPE[1]
     k = 2 * math.pi * 3 / LENGTHS[1]  # three waves along the longest side: u = 0, v = sin(k x), w = k cos(k x)
     v = torch.sin(k * x).expand(*SHAPE)
     velocity = torch.stack([0 * v, v / DOMAIN.scales[1]])[None, None]
     assert float(enstrophy(velocity, DOMAIN)) == pytest.approx(k**2 / 4, rel=1e-5)
-    assert float(kinetic_energy(velocity, DOMAIN)) == pytest.approx(1 / 4, rel=1e-5) and len(y) == SHAPE[0]
+    assert float(kinetic_energy(velocity, DOMAIN)) == pytest.approx(1 / 4, rel=1e-5)
 
 
 def test_the_mean_flow_is_energy_and_obstacles_hold_none() -> None:
@@ -397,7 +396,7 @@ def test_what_of_a_set_is_the_flow(tmp_path: Path, periodic: bool, obstacle: boo
 
     both = domain("pressure", "velocity", "vorticity")
     assert (both.velocity, both.components, both.vorticity) == ((1, 2) if periodic else None, (1, 2), None)
-    assert both.window == ("none" if periodic else "hann") and both.means[0] == pytest.approx(2, abs=0.3)
+    assert both.window == ("none" if periodic else "hann") and both.means[0] > 2 > both.means[1]
     alone = domain("pressure", "vorticity")
     assert alone.vorticity == (1 if periodic and not obstacle else None) and not alone.components
     assert not domain("pressure").has_energy

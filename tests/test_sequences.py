@@ -16,7 +16,6 @@ from turbulence import RECORD, flow, published, vorticity, write_matlab, write_o
 from nbhelpers.core.errors import UserError
 from nbhelpers.core.splits import check_disjoint
 from nbhelpers.stages.neural_operator import sequences
-from nbhelpers.stages.neural_operator.canonical import INC, ISO, TRA
 from nbhelpers.stages.neural_operator.data import Collection, FrameCache, open_collection
 from nbhelpers.stages.neural_operator.facts import Facts, Simulation
 from nbhelpers.stages.neural_operator.sequences import Batch, Window, fixed_windows, training_windows
@@ -76,19 +75,6 @@ def test_iso_number_by_number() -> None:
     assert numbers(split, "train") == [*range(200), *range(351, 930)]  # 30 slices lie between it and validation
     assert {one.frames for one in split.segments["train"]} == {range(0, 1000)}
     assert_disjoint(split)
-
-
-def test_published_test_sequences() -> None:
-    def begins(kind: str, count: int, n_frames: int, known: object) -> dict[str, list[tuple[int, int]]]:
-        group = split_simulations(*published(kind, range(count), n_frames)).segments["test"]
-        found = sequences.published_windows(group, known.tests)  # type: ignore[attr-defined]
-        return {name: [(w.segment.simulation.number, w.start) for w in some] for name, some in found.items()}
-
-    tra = begins("tra", 41, 1001, TRA)
-    assert tra["extrapolate"] == [(n, start) for n in (0, 1, 2) for start in (500, 620)]
-    assert tra["long"] == [(n, start) for n in (14, 15) for start in (0, 480)]
-    assert begins("inc", 91, 1300, INC)["low Reynolds"] == [(n, 1000) for n in (82, 84, 86, 88, 90)]
-    assert begins("iso", 1000, 1001, ISO)["interpolate"] == [(n, 500) for n in range(200, 351, 10)]
 
 
 def test_numbers_that_are_not_the_published_ones_are_not_split_as_published() -> None:

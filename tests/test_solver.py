@@ -282,7 +282,7 @@ def test_gaussian_field_has_the_published_spectrum() -> None:
         found = float(power[:, modes].mean())
         error = expected / (300 * int(modes.sum()) / 2) ** 0.5  # a mode and its mirror image are one draw
         assert abs(found - expected) < 4 * error, shell
-    printed = initial.gaussian_field([7], (32, 32), seed=3, scale=initial.PRINTED_SCALE)
+    printed = initial.gaussian_field([7], (32, 32), seed=3, scale=7.0**1.5)
     assert distance(printed * 7**0.75, initial.gaussian_field([7], (32, 32), seed=3)) < 1e-12
 
 

@@ -189,7 +189,28 @@ def test_kind_overrides_dataset_json_and_the_description(tmp_path: Path) -> None
     write_own(tmp_path)
     assert open_collection(tmp_path, fields=BOTH, kind="inc").facts.canonical is SETS["inc"]
     said = refused(lambda: open_collection(tmp_path, fields=BOTH, kind="tra"))
-    assert "src/description.json has no number 'Mach Number'" in said
+    assert "data_set is tra, whose src/description.json have Reynolds Number, Mach Number, Drag Coefficient" in said
+    assert "sim_000000 has no number 'Mach Number' (its numbers: Reynolds Number, Seed)" in said and "fetch" not in said
+
+
+@pytest.mark.parametrize("kind", sorted(SETS))
+def test_a_dataset_json_beside_published_files_does_not_turn_their_axes(tmp_path: Path, kind: str) -> None:
+    inside = disc((12, 16), 4, 12) if kind != "iso" else None
+    write_published(tmp_path, kind, [20, 21, 22], inside=inside)
+    record = {key: value for key, value in RECORD.items() if key != "simulated"}
+    (tmp_path / "dataset.json").write_text(json.dumps(record))
+    said = refused(lambda: open_collection(tmp_path, fields=BOTH))
+    assert SETS[kind].title in said and ", ".join(SETS[kind].marks) in said and "delete dataset.json" in said
+    assert open_collection(tmp_path, fields=BOTH, kind=kind).shape == (12, 16)  # type: ignore[arg-type]
+    (tmp_path / "dataset.json").write_text(json.dumps({**record, "simulated": True}))
+    assert open_collection(tmp_path, fields=BOTH).shape == (16, 12)  # ours, whatever else it says of itself
+
+
+def test_a_published_simulation_without_its_number_is_to_be_fetched_again(tmp_path: Path) -> None:
+    write_published(tmp_path, "inc", [20, 21])
+    (tmp_path / "sim_000021/src/description.json").write_text('{"Cylinder Size": 0.6}')
+    said = refused(lambda: open_collection(tmp_path, fields=BOTH))
+    assert "sim_000021" in said and "has no number 'Reynolds Number'" in said and "fetch that simulation again" in said
 
 
 # --- MATLAB files ------------------------------------------------------------------------------------------------
@@ -204,7 +225,7 @@ def test_matlab_rows_are_simulations_with_rows_of_y(tmp_path: Path, storage: str
     write_matlab(path, rows, hdf5=storage != "older", **STORAGE.get(storage, {}))
     found = open_collection(path, fields=("vorticity",))
     assert found.shape == (8, 10) and found.channels == ("vorticity",) and len(found.simulations) == 7
-    assert found.facts.viscosity == 1e-5 and found.facts.frame_gap == 1.0
+    assert found.simulations[0].parameters["Viscosity"] == 1e-5 and found.facts.frame_gap == 1.0
     assert found.facts.lengths == (1.0, 1.0) and found.facts.periodic and found.estimated == ("vorticity",)
     cache = FrameCache(found, 10**6)
     for number in (6, 0, 3):
@@ -242,7 +263,7 @@ def test_viscosity_and_frame_gap(tmp_path: Path, name: str, times: np.ndarray | 
     turbulence.scipy.io.savemat(tmp_path / name, {"u": u} if times is None else {"u": u, "t": times})
     found = open_collection(tmp_path, fields=("vorticity",))  # the folder will do
     assert found.root == tmp_path / name and found.facts.frame_gap == pytest.approx(gap)
-    assert found.facts.viscosity == float(name.split("_V")[1].split("_")[0])
+    assert found.simulations[0].parameters["Viscosity"] == float(name.split("_V")[1].split("_")[0])
 
 
 def test_matlab_faults(tmp_path: Path) -> None:

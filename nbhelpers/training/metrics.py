@@ -129,8 +129,9 @@ def paired_difference(metric: Metric, other: Metric, *, seed: int = 0) -> dict[s
     entry = _difference(metric.value - other.value, pooled_a - pooled_b, metric.groups, sign)
     if len(metric.labels) > 1:
         by_label = metric.by_label - other.by_label
+        counted = (metric.sums != 0).any(-1).sum(0)  # not every group has something at every label
         entry["by_label"] = {
-            label: _difference(by_label[i], (label_a - label_b)[:, i], metric.groups, sign)
+            label: _difference(by_label[i], (label_a - label_b)[:, i], int(counted[i]), sign)
             for i, label in enumerate(metric.labels)
         }
     return entry

@@ -147,8 +147,8 @@ class Config:
         others = [name for name, weight in vars(self.loss).items() if weight > 0 and name != YARDSTICK]
         if self.normalise == "running" and not self.loss.field_error and len(others) > 1:
             raise UserError(
-                f"normalise is running, which measures the weights of {' and '.join(others)} by {YARDSTICK}, but that has "
-                "the weight 0: give it one, or set normalise to none."
+                f"normalise is running, which measures the weights of {' and '.join(others)} by {YARDSTICK}, but that "
+                "has the weight 0: give it one, or set normalise to none."
             )
         self._check_scheduler()
 
@@ -165,8 +165,8 @@ class Config:
         overruled = {params.source: 1.0, params.target: 0.0}
         if any(vars(self.loss)[name] != plain for name, plain in overruled.items()):
             raise UserError(
-                f"loss and scheduler both weigh {params.source} and {params.target}: leave the scheduler's terms out of "
-                "loss, or set scheduler to none."
+                f"loss and scheduler both weigh {params.source} and {params.target}: leave the scheduler's terms out "
+                "of loss, or set scheduler to none."
             )
         self.make_scheduler()
 

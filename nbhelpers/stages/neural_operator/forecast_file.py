@@ -47,8 +47,7 @@ def write_forecasts(task: OperatorTask, path: Path, *, split: str, checkpoint: s
         else dict.fromkeys(collection.channels, 1)
     )
     stride = task.config.sequence_length[1]
-    part = path.with_name(path.name + ".part")
-    with writing(path), _whole(part, path):
+    with writing(path), _whole(path) as unfinished:
         for batch in task.batches(split, 0):
             given = task.to_model(batch.frames)[:, n_in - 1 : n_in]
             frames = task.to_units(torch.cat([given, task.forecast(batch).rollout], 1)).cpu().numpy()
@@ -61,7 +60,7 @@ def write_forecasts(task: OperatorTask, path: Path, *, split: str, checkpoint: s
                 description = {
                     "Simulation": name, "First Frame": start + (n_in - 1) * stride, "Checkpoint": checkpoint,
                 }  # fmt: skip
-                layout.write_simulation(part, number, fields, description=description, obstacle=inside)
+                layout.write_simulation(unfinished, number, fields, description=description, obstacle=inside)
                 number += 1
         record = {
             "set": f"forecasts of {collection.facts.name}",
@@ -70,17 +69,18 @@ def write_forecasts(task: OperatorTask, path: Path, *, split: str, checkpoint: s
             "frame_gap": collection.facts.frame_gap * stride,
             "normalisation": _normalisation(collection, counts),
         }
-        (part / layout.DATASET).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        (unfinished / layout.DATASET).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return number
 
 
 @contextmanager
-def _whole(part: Path, path: Path) -> Iterator[None]:
-    """What is written into the folder ``part`` becomes ``path`` at the end, and is deleted if that is not reached."""
+def _whole(path: Path) -> Iterator[Path]:
+    """A folder that becomes ``path`` at the end, and is deleted if that is not reached."""
+    part = path.with_name(path.name + ".part")
     shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
     try:
         part.mkdir(parents=True)
-        yield
+        yield part
         if path.exists():
             path.rmdir()  # empty; not every system renames onto it
         os.replace(part, path)

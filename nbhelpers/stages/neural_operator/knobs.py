@@ -13,4 +13,5 @@ KNOBS = (
     Knob("min_epochs", "no step before epoch", 0, 100, start=10),
     Knob("min_delta", "improvement that counts", 1e-4, 0.2, start=1e-3, log=True),
 )
-CHOICES = {"trigger": ("plateau", "increase", "epoch"), "monitor_metric": tuple(name for name, better in BETTER.items() if better == "min")}
+WATCHED = tuple(name for name, better in BETTER.items() if better == "min")
+CHOICES = {"trigger": ("plateau", "increase", "epoch"), "monitor_metric": WATCHED}

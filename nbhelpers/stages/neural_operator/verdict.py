@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from statistics import median
@@ -68,15 +69,12 @@ def ratios(report: Mapping[str, Any], reference: Mapping[str, Any]) -> tuple[flo
     Raises:
         UserError: a reference that was itself trained with another term, or differs in more than its loss.
     """
-    differ = [
-        name
-        for name, value in report["config"].items()
-        if name not in OF_THE_LOSS and reference["config"].get(name) != value
-    ]
+    mine, theirs = (json.loads(json.dumps(one["config"])) for one in (report, reference))  # one of them is from a file
+    differ = [name for name in mine if name not in OF_THE_LOSS and theirs.get(name) != mine[name]]
     if differ:
         raise UserError(
-            f"reference run {reference['run']!r} differs in {', '.join(differ)}: expected the same run with field error "
-            "alone."
+            f"reference run {reference['run']!r} differs in {', '.join(differ)}: expected the same run with field "
+            "error alone."
         )
     terms = [name for name, entry in reference["ledger"].items() if entry["weight"] > 0]
     if terms not in (["field_error"], []):

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nbhelpers.science import spectra
+from nbhelpers.stages.neural_operator.config import BETTER
 from nbhelpers.stages.neural_operator.domain import Domain, enstrophy, kinetic_energy
 from nbhelpers.stages.neural_operator.field_losses import SILENT, divergence_penalty
 from nbhelpers.stages.neural_operator.spectral_losses import fluctuation, shell_log_errors
@@ -25,11 +26,7 @@ DECIBEL = 10 / math.log(10)
 
 # All scores; those of a rollout are given for each of its steps. `divergence`, `energy_ratio` and `enstrophy_ratio` are
 # there where the data have such a thing (see :mod:`domain`).
-METRICS = (
-    "field_error", "rel_l2", "spectrum_error", "spectrum_error_high", "lsd", "rollout_field_error", "rollout_rel_l2",
-    "rollout_spectrum_error_high", "trajectory_rel_l2", "correlation_time", "energy_ratio", "enstrophy_ratio",
-    "divergence", "blow_up_rate",
-)  # fmt: skip
+METRICS = tuple(BETTER)
 # Which of them are given for each published test set too, as `test_set_...`: a test of several is not one number.
 BY_TEST_SET = ("field_error", "spectrum_error_high", "rollout_rel_l2")
 
