@@ -173,7 +173,7 @@ from nbhelpers.stages.neural_operator.balance import measure_balance
 
 balance = measure_balance(task)
 configurations = {
-    "field error alone": config.replace({"scheduler": None, "loss": {}}, source="the notebook"),
+    "field error alone": config.replace({"scheduler": None}, source="the notebook"),
     "field error, and the scheduler": config,
     "older keys, taken over": config.replace(
         {"scheduler": None, "loss": {"recMSE": 1.0, "predMSE": 1.0, "spectrumError": 0.7}, "normalise": "none"},
@@ -350,16 +350,18 @@ if swept and swept.finished:
 # the training must be paid back over some number of runs.
 
 # %%
+from nbhelpers.stages.neural_operator.coarse import can_compare
 from nbhelpers.stages.neural_operator.cost import measure_cost
 from nbhelpers.stages.neural_operator.cost_figure import cost_figure, cost_table
 
-if task.collection.facts.simulated:
+why_not = can_compare(task)
+if why_not:
+    print(f"Not measured: {why_not}")
+else:
     cost = measure_cost(task, train_seconds=report["train_seconds"])
     widgets.show_table(cost_table(cost))
     widgets.show(cost_figure(cost))
     print(cost.conclusion)
-else:
-    print("Not measured: only flows that this solver made can be computed again on coarser grids.")
 
 # %% [markdown]
 # ## 9 Save, reload, predict

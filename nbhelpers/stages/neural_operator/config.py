@@ -77,8 +77,8 @@ class Config:
 
     # Weights of the loss terms, e.g. sobolev=0.1; with a scheduler those of its two terms are its own.
     loss: LossParams = LossParams()
-    # Hand weight from one loss term to another when a metric stops improving, e.g. patience=2,final_weight_target=0.1, or
-    # a preset (tra, iso, inc: made for long runs and much spectrum); none keeps the weights as they are.
+    # Hand weight from one loss term to another when a metric stops improving, e.g. patience=2,final_weight_target=0.1,
+    # or a preset (tra, iso, inc: made for long runs and much spectrum); none keeps the weights as they are.
     scheduler: SchedulerParams | None = None
     # What a weight is measured in: running, the magnitude that field_error has at the time, so that 0.3 and 0.7 mean
     # what they say; or none, the raw terms.

@@ -71,9 +71,14 @@ def draw(
     return image
 
 
-def limits(values: NDArray[np.float32]) -> tuple[float, float]:
-    """Colour limits that a few extreme points do not decide, symmetric about 0 for fields of both signs."""
-    low, high = (float(x) for x in np.percentile(values, [0.5, 99.5]))
+def limits(values: NDArray[np.float32], inside: NDArray[np.bool_] | None = None) -> tuple[float, float]:
+    """Colour limits that a few extreme points do not decide, symmetric about 0 for fields of both signs.
+
+    Args:
+        inside: ``(H, W)``, True in an obstacle, where nothing flows.
+    """
+    flowing = values if inside is None else values[..., ~inside]
+    low, high = (float(x) for x in np.percentile(flowing, [0.5, 99.5]))
     if low < 0 < high:
         return -max(-low, high), max(-low, high)
     return low, max(high, low + 1e-12)
@@ -109,7 +114,7 @@ def _bar(figure: Any, image: Any, axes: Any, view: View) -> None:
 def sample_figure(task: OperatorTask, *, split: str = "train", n_simulations: int = 3) -> Figure:
     """A few simulations through time."""
     view, batches = View(task), []
-    for batch in task.batches("val" if split == "val" else split, 0):
+    for batch in task.batches(split, 0):
         batches.append(batch)
         if len({name for one in batches for name in one.simulations}) >= n_simulations:
             break
@@ -121,6 +126,7 @@ def sample_figure(task: OperatorTask, *, split: str = "train", n_simulations: in
             obstacles.setdefault(name, None if batch.inside is None else batch.inside[index].numpy())
     names = list(chosen)[:n_simulations]
     fields = view(task.to_model(torch.stack([chosen[name] for name in names])))
+    limit = limits(fields, obstacles[names[0]])
     columns = sorted({round(i) for i in np.linspace(0, fields.shape[1] - 1, 5)})
     figure = Figure(figsize=(2.0 * len(columns) + 1.3, _row(fields, 2.0) * len(names)), layout="constrained")
     axes = figure.subplots(len(names), len(columns), squeeze=False)
@@ -128,7 +134,7 @@ def sample_figure(task: OperatorTask, *, split: str = "train", n_simulations: in
     for row, name in enumerate(names):
         for column, index in enumerate(columns):
             title, inside = f"t + {index * gap:.3g}", obstacles[name]
-            image = draw(axes[row, column], fields[row, index], limit=limits(fields), inside=inside, title=title)
+            image = draw(axes[row, column], fields[row, index], limit=limit, inside=inside, title=title)
         axes[row, 0].set_ylabel(name, fontsize=7)
     _bar(figure, image, axes, view)
     return figure
@@ -145,7 +151,8 @@ def rollout_figure(task: OperatorTask, batch: Batch) -> Figure:
     truth = view(target)[0]
     shown = {"truth": truth} | {name: view(one.rollout)[0] for name, one in _forecasts(task, batch).items()}
     steps = sorted({0, len(truth) // 2, len(truth) - 1})
-    limit, inside = limits(truth), _inside(batch)
+    inside = _inside(batch)
+    limit = limits(truth, inside)
     figure = Figure(figsize=(2.15 * (len(shown) + 1) + 1.0, _row(truth, 2.15) * len(steps)), layout="constrained")
     axes = figure.subplots(len(steps), len(shown) + 1, squeeze=False)
     for row, step in enumerate(steps):
@@ -273,7 +280,8 @@ def live_figure(task: OperatorTask, history: Sequence[Mapping[str, Any]], batch:
     axes = bottom.subplots(1, 4)
     view, forecast = View(task), task.forecast(batch)
     truth, model = view(task.to_model(batch.frames)[:, task.config.n_in :])[0], view(forecast.rollout)[0]
-    limit, inside, last = limits(truth), _inside(batch), len(truth) - 1
+    inside, last = _inside(batch), len(truth) - 1
+    limit = limits(truth, inside)
     draw(axes[0], truth[0], limit=limit, inside=inside, title="truth, step 1")
     draw(axes[1], model[0], limit=limit, inside=inside, title=f"model after epoch {history[-1]['epoch']}, step 1")
     draw(axes[2], truth[last], limit=limit, inside=inside, title=f"truth, step {last + 1}")

@@ -23,9 +23,9 @@ def rollout_movie(task: OperatorTask, batch: Batch, path: Path) -> Path:
     view = View(task)
     truth = view(task.to_model(batch.frames)[:, task.config.n_in :])[0]
     model = view(task.forecast(batch).rollout)[0]
-    limit = limits(truth)
-    shown = [("truth", truth, limit), ("model", model, limit), ("model − truth", model - truth, error_limits(limit))]
     inside = None if batch.inside is None else batch.inside[0].numpy()
+    limit = limits(truth, inside)
+    shown = [("truth", truth, limit), ("model", model, limit), ("model − truth", model - truth, error_limits(limit))]
     height, width = truth.shape[-2:]
     figure = Figure(figsize=(8.4, 2.9 * height / width + 0.35), layout="constrained", dpi=80)
     FigureCanvasAgg(figure)

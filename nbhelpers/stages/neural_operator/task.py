@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from nbhelpers.stages.neural_operator.linear import LinearPredictor, PeriodicPredictor
 
 STAGE = "neural-operator"
+STATED = "the units that the set states its mean and standard deviation in"
 EVAL_BATCH = 8  # windows at once while scoring
 LOOKED_INTO = 16  # simulations whose frames count in the data's sha256; each is a short read
 GB = 1_000_000_000
@@ -76,7 +77,7 @@ class OperatorTask:
         self.cache = FrameCache(self.collection, int(config.cache_gb * GB))
         self.domain = domain_of(self.collection, window=config.window)
         self.fields: Mapping[str, Field] = {
-            name: Field(name, "as stored", (-math.inf, math.inf), mean, std, None, Affine(std, mean))
+            name: Field(name, STATED, (-math.inf, math.inf), mean, std, None, Affine(std, mean))
             for name, mean, std in zip(self.collection.channels, self.collection.mean, self.collection.std, strict=True)
             if name not in self.collection.constant  # what never varies has no statistics to be held to
         }
