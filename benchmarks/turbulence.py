@@ -20,6 +20,7 @@ from typing import Any
 from kept import kept
 
 from nbhelpers.stages.neural_operator.config import Config, simulated
+from nbhelpers.stages.neural_operator.cost import measure_cost
 from nbhelpers.stages.neural_operator.gain import fit_gain, gain_predictor
 from nbhelpers.stages.neural_operator.simulate import simulate
 from nbhelpers.stages.neural_operator.sweep import Grid, run_sweep
@@ -74,6 +75,7 @@ def main() -> None:
     table: dict[str, dict[str, Any]] = {}  # predictor and seed -> split -> scores
     settings = {setting.name: setting.config for setting in grid.settings(config)}
     guards: dict[str, list[str]] = {}
+    costs: dict[str, Any] = {}
     for seed in grid.seeds:
         for name, one in settings.items():
             run = Run(work / f"ablation/{name}-seed{seed}")
@@ -99,6 +101,8 @@ def main() -> None:
             task = OperatorTask(dataclasses.replace(settings[name], seed=seed), data_dir)
             reference = Run(work / f"ablation/field-only-seed{seed}") if reports else None
             reports[name] = make_report(task, Run(work / f"ablation/{name}-seed{seed}"), reference=reference)
+        cost = measure_cost(task, train_seconds=reports[DEFAULT]["train_seconds"])
+        costs[f"seed {seed}"] = dataclasses.asdict(cost) | {"conclusion": cost.conclusion, "speed_up": cost.speed_up}
         text = json.dumps(kept(reports[DEFAULT], data="simulated"))
         (TO / f"simulated-{PROFILE}-seed{seed}.json").write_text(text + "\n")
     content = {
@@ -109,6 +113,7 @@ def main() -> None:
         "guards": guards,
         "scores": table,
         "ratios": ratios(table),
+        "cost_at_equal_error": costs,
     }
     text = json.dumps(kept(content, data="simulated"), indent=1)
     (TO / "controls.json").write_text(text + "\n")

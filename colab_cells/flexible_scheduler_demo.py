@@ -238,8 +238,8 @@ class FlexibleScheduler:
         if self._level is None or self._reference is None:
             return f"{waited} passed"
         level, reference = (value if self.params.mode == "min" else -value for value in (self._level, self._reference))
-        name = self.params.monitor_metric
-        return f"{waited} without a better {name}: smoothed it is {level:.4g} and was {reference:.4g}"
+        better = f"{self.params.monitor_metric} better by {100 * self.params.min_delta:.3g} %"
+        return f"{waited} without {better}: {reference:.4g} to {level:.4g}, smoothed"
 
     def state_dict(self) -> dict[str, Any]:
         """Everything :meth:`load_state_dict` needs to go on exactly, of plain types that JSON can hold."""

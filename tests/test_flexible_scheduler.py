@@ -260,7 +260,7 @@ def test_too_many_steps_in_a_row_pause_until_the_metric_improves() -> None:
 def test_an_event_says_why() -> None:
     scheduler, _ = run(SchedulerParams(mode="max"), [0.25] * 10)
     assert [event[0] for event in scheduler.events] == [10]
-    assert scheduler.events[0][3] == "5 epochs without a better field_error: smoothed it is 0.25 and was 0.25"
+    assert scheduler.events[0][3] == "5 epochs without field_error better by 0.1 %: 0.25 to 0.25, smoothed"
 
 
 def test_steps_shrink_to_half_and_the_last_lands() -> None:

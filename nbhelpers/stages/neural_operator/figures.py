@@ -111,7 +111,7 @@ def _bar(figure: Any, image: Any, axes: Any, view: View) -> None:
     bar.set_label(f"{view.title}, units of the files", fontsize=8)
 
 
-def sample_figure(task: OperatorTask, *, split: str = "train", n_simulations: int = 3) -> Figure:
+def sample_figure(task: OperatorTask, *, split: str = "val", n_simulations: int = 3) -> Figure:
     """A few simulations through time."""
     view, batches = View(task), []
     for batch in task.batches(split, 0):
