@@ -67,6 +67,8 @@ def link_libraries(site: Path, *hidden: str) -> None:
 def colab_package(site: Path) -> None:
     """A `google.colab` whose Drive only remembers that it was mounted."""
     package = site / "google" / "colab"
+    if package.parent.is_symlink():  # a library brought a google package, which this one must not be written into
+        package.parent.unlink()
     package.mkdir(parents=True)
     (package.parent / "__init__.py").touch()
     (package / "__init__.py").touch()

@@ -116,7 +116,7 @@ def test_a_refused_combination_says_why_and_leaves_the_last_valid_settings() -> 
     panel.fields["patience"].value = 4
     before, picture = panel.config, panel.picture.value
     panel.fields["final_weight_target"].value = 0.1
-    assert "the panel: SchedulerParams has initial_weight_target = 0.4, expected less than the 0.25" in (
+    assert "the panel: SchedulerParams has initial_weight_target = 0.4, expected less than the 0.1" in (
         panel.problem.value
     )
     assert "The settings from before count." in panel.problem.value

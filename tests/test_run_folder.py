@@ -301,7 +301,7 @@ def test_a_checkpoint_comes_back_as_it_was_saved(run: Run) -> None:
     loaded = checkpoint.load_state(written)
     assert torch.equal(loaded.pop("moments")["a"], torch.arange(4.0))
     assert len(loaded.pop("weights_sha256")) == 64
-    assert loaded == {"format": 2, "step": 7, "balance": {"mse": 0.1}, "best": None, "lr": [1e-3]}
+    assert loaded == {"format": checkpoint.FORMAT, "step": 7, "balance": {"mse": 0.1}, "best": None, "lr": [1e-3]}
 
 
 def test_a_run_folder_can_be_moved(run: Run, tmp_path: Path) -> None:
