@@ -308,8 +308,7 @@ print(f"\n{report['verdict']['name'].upper()}: {report['verdict']['meaning']}\nN
 # %% [markdown]
 # ### Was it the schedule?
 # One run cannot say. The **ablation** trains field error alone, the scheduler with several end weights, a static mix and a
-# gradient share, each with several seeds, and chooses on validation. With `RUN_ABLATION = True` in section 2 the next cell
-# trains it; stop it when you like, the next time it goes on.
+# gradient share, each with several seeds, and chooses on validation.
 #
 # What we found in profile `quick` with two seeds (`benchmarks/results/floors/neural_operator`), so that you do not believe
 # too much. On test, relative to field error alone:
@@ -326,13 +325,25 @@ print(f"\n{report['verdict']['name'].upper()}: {report['verdict']['meaning']}\nN
 # the schedule keeps the spectrum best. And a model that puts out the **change** needs no spectral loss here: try that first.
 
 # %%
-from nbhelpers.stages.neural_operator.sweep import Grid, run_sweep
+from nbhelpers.stages.neural_operator.sweep import Grid, measure_grid, run_sweep
 
+grid_panel = widgets.sweep_panel(
+    Grid(weights=(0.05,), static=(), shares=(), seeds=(0,)) if profile == "smoke" else Grid(),
+    measure_grid(OperatorTask(config, data_dir)),
+    labels={"weights": "scheduled to", "static": "static", "shares": "gradient shares", "seeds": "seeds"},
+    minutes=report["train_seconds"] / 60,
+)
+grid_panel
+
+# %% [markdown]
+# Shares are those on a batch before training. With `RUN_ABLATION = True` in section 2 the next cell trains the grid; stop it
+# when you like, the next time it goes on, and a larger grid extends it.
+
+# %%
 swept = None
 if RUN_ABLATION or profile == "smoke":
-    grid = Grid(weights=(0.05,), static=(), shares=(), seeds=(0,)) if profile == "smoke" else Grid()
     ablation_dir = place.output_dir / f"{RUN_NAME}-{profile}-ablation"
-    swept = run_sweep(config, grid, data_dir, ablation_dir, copy_dir=make_copy_dir(place))
+    swept = run_sweep(config, grid_panel.grid, data_dir, ablation_dir, copy_dir=make_copy_dir(place))
     for gate in swept.report["gates"]:
         print(Gate(**gate))
     found = swept.report["verdict"]

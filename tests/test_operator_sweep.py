@@ -246,7 +246,7 @@ def test_the_figure_shows_every_seed_and_setting(swept: Swept) -> None:
 def test_the_panel_is_told_what_a_grid_would_mean(flows: Path) -> None:
     shares = measure_grid(OperatorTask(SMALL, flows))
     found = {name: entry.grad_share for name, entry in shares(Grid((0.01, 0.1), (0.1,), (0.2,))).items()}
-    assert list(found) == ["scheduled-0.01", "scheduled-0.1", "static-0.1", "share-0.2"]
+    assert list(found) == ["field-only", "scheduled-0.01", "scheduled-0.1", "static-0.1", "share-0.2"]
     assert found["scheduled-0.01"] < found["scheduled-0.1"] == pytest.approx(found["static-0.1"])
     assert found["share-0.2"] == pytest.approx(0.2, abs=1e-3)
 

@@ -102,7 +102,7 @@ def ending_at(config: Config, weight: float) -> SchedulerParams:
 def measure_grid(task: OperatorTask) -> Callable[[Grid], dict[str, Entry]]:
     """Probe one training batch; returns what any grid would give the spectral term on it, by setting, for the panel."""
     balance = measure_balance(task)
-    return lambda grid: {one.name: term_entry(balance(one.config), TERM) for one in grid.settings(task.config)[1:]}
+    return lambda grid: {one.name: term_entry(balance(one.config), TERM) for one in grid.settings(task.config)}
 
 
 def run_sweep(
