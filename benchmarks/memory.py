@@ -1,30 +1,36 @@
-"""Memory of a training step by profile: what autograd keeps for the backward pass, in float32.
+"""Memory of a training step by stage and profile: what autograd keeps for the backward pass, in float32.
 
 Counted by a hook on every tensor that is saved, weights aside, for one window and times the batch size; it does not
 depend on the machine, and half precision keeps about half of it. A GPU needs the weights four times (themselves, their
-gradients, two moments of Adam), those of the feature network once, and the libraries' own besides.
+gradients, two moments of Adam), those of a feature network once, and the libraries' own besides.
 """
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from side_by_side import record
+from torch import nn
 
-from nbhelpers.stages.perceptual_unet.config import PROFILES, Config
-from nbhelpers.stages.perceptual_unet.simulate import simulate
-from nbhelpers.stages.perceptual_unet.task import NowcastTask
+from nbhelpers.stages.neural_operator import commands as operator
+from nbhelpers.stages.neural_operator.config import simulated
+from nbhelpers.stages.neural_operator.simulate import simulate as simulate_flows
+from nbhelpers.stages.perceptual_unet import commands as nowcast
+from nbhelpers.stages.perceptual_unet.simulate import simulate as simulate_storms
 
 GB = 1e9
+PROFILES = ("smoke", "quick", "t4", "full")
 
 
-def saved_bytes(config: Config, folder: Path) -> dict[str, float]:
-    task = NowcastTask(config, folder)
+def saved_bytes(task: Any) -> dict[str, float]:
+    """For a batch of one."""
     batch = next(iter(task.batches("train", 0)))
     kept: dict[int, int] = {}
-    nets = [task.modules["unet"], *([task.perceptual] if task.perceptual else [])]
+    nets = [*task.modules.values(), *(part for part in vars(task).values() if isinstance(part, nn.Module))]
     fixed = {tensor.untyped_storage().data_ptr() for net in nets for tensor in (*net.parameters(), *net.buffers())}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -38,11 +44,10 @@ def saved_bytes(config: Config, folder: Path) -> dict[str, float]:
         net = sum(kept.values())
         losses = [term.fn(update.prediction) for term in update.terms]
     total = sum(kept.values())
-    parameters = sum(p.numel() for p in task.modules["unet"].parameters())
+    parameters = sum(p.numel() for module in task.modules.values() for p in module.parameters())
     del losses, update
     return {
-        "batch_size": config.batch_size,
-        "frames": config.n_in + config.n_out,
+        "frames": batch.frames.shape[1],
         "side": batch.frames.shape[-1],
         "parameters_millions": parameters / 1e6,
         "net_gb": net / GB,
@@ -51,13 +56,32 @@ def saved_bytes(config: Config, folder: Path) -> dict[str, float]:
     }
 
 
-results = {}
-with tempfile.TemporaryDirectory() as name:
-    # Frames of SEVIR's own size, so that every profile's crop fits.
-    simulate(Path(name), n_events=4, size=384, n_frames=49)
+def by_profile(stage: Any, data: Callable[[str], Path], **settings: Any) -> dict[str, dict[str, float]]:
+    results = {}
     for profile in PROFILES:
-        config = Config.for_profile(profile, backbone_weights="random", lpips_weights="random", max_pct_missing=1.0)
-        one = saved_bytes(config.replace({"batch_size": 1}, source="here"), Path(name))
+        config = stage.Config.for_profile(profile, **settings)
+        one = saved_bytes(stage.Task(config.replace({"batch_size": 1}, source="here"), data(profile)))
         scale = {key: one[key] * config.batch_size for key in ("net_gb", "losses_gb")}
-        results[profile] = {**one, **scale, "batch_size": config.batch_size}
-record("memory", {"what": "kept for backward, float32, at the profile's batch size", "profiles": results})
+        results[profile] = {"batch_size": config.batch_size, **one, **scale}
+    return results
+
+
+with tempfile.TemporaryDirectory() as name:
+    folder = Path(name)
+    # Frames of SEVIR's own size, so that every profile's crop fits.
+    simulate_storms(folder / "storms", n_events=4, size=384, n_frames=49)
+
+    def flows(profile: str) -> Path:
+        return simulate_flows(folder / profile, **simulated(profile) | {"n_simulations": 3})
+
+    stages = {
+        "perceptual-unet": by_profile(
+            nowcast,
+            lambda profile: folder / "storms",
+            backbone_weights="random",
+            lpips_weights="random",
+            max_pct_missing=1.0,
+        ),
+        "neural-operator": by_profile(operator, flows),
+    }
+record("memory", {"what": "kept for backward, float32, at the profile's batch size", "stages": stages})

@@ -28,10 +28,10 @@
 #
 # | profile | for | minutes | memory of a step, float32 | download |
 # |---|---|---|---|---|
-# | `smoke` | checking that everything works | 1 | 0.1 GB | none |
-# | `quick` | a laptop or a session without GPU | 10 | 0.3 GB | none |
-# | `t4` | a free GPU (Colab, Kaggle) | up to 60 (not measured yet) | 1 GB | none |
-# | `full` | several sessions | – | – | none, or the public sets |
+# | `smoke` | checking that everything works | 1 | 0.03 GB | none |
+# | `quick` | a laptop or a session without GPU | 3–5 | 0.1 GB | none |
+# | `t4` | a free GPU (Colab, Kaggle) | up to 60 (not measured yet) | 0.3 GB | none |
+# | `full` | several sessions | – | 1.6 GB | none, or the public sets |
 #
 # **Data**: two-dimensional turbulence that the notebook simulates with its own solver, in the file layout of the public
 # sets Inc, Tra and Iso (Kohl, Chen, Thuerey 2023), which are read as they are; so are the files of the FNO benchmark
