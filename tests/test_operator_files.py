@@ -15,7 +15,7 @@ from turbulence import RECORD, flow, vorticity, write_matlab, write_own, write_p
 
 from nbhelpers.cli import main
 from nbhelpers.core.errors import UserError
-from nbhelpers.stages.neural_operator import commands, figures, layout
+from nbhelpers.stages.neural_operator import figures, layout
 from nbhelpers.stages.neural_operator.config import SIMULATED, Config
 from nbhelpers.stages.neural_operator.data import open_collection
 from nbhelpers.stages.neural_operator.forecast_file import write_forecasts
@@ -363,7 +363,6 @@ def test_simulating_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFi
     torch.testing.assert_close(
         torch.tensor(found.std[:2]), torch.full((2,), found.std[0], dtype=torch.float32), rtol=0.1, atol=0
     )
-    assert commands.advice(None) == []
     assert main([*place, "--seed", "4"]) == 2
     assert "asked: 4" in capsys.readouterr().err
 

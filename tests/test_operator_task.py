@@ -16,7 +16,7 @@ from turbulence import RECORD, flow, vorticity, write_matlab, write_own, write_p
 
 from nbhelpers.core.errors import UserError
 from nbhelpers.core.splits import check_disjoint
-from nbhelpers.stages.neural_operator import layout
+from nbhelpers.stages.neural_operator import commands, layout
 from nbhelpers.stages.neural_operator.balance import measure_balance
 from nbhelpers.stages.neural_operator.config import Config
 from nbhelpers.stages.neural_operator.field_losses import divergence_penalty
@@ -560,3 +560,9 @@ def test_parameters_that_nobody_knows_cannot_be_told(turbulent: Path) -> None:
 
 def test_a_wider_stride_is_another_time_step(own: Path) -> None:
     assert task_on(own, sequence_length=(3, 2)).describe_data()["frame_gap"] == 1.0
+
+
+def test_a_model_that_is_not_told_where_it_is_is_named_where_the_place_may_matter(wake: Path, turbulent: Path) -> None:
+    for data, coordinates, said in ((wake, False, 1), (wake, True, 0), (turbulent, False, 0)):
+        advice = commands.advice(OperatorTask(Config(**TINY | {"coordinates": coordinates}), data))
+        assert len(advice) == said and all("--coordinates" in sentence for sentence in advice)

@@ -23,5 +23,10 @@ def simulate(data_dir: Path, *, profile: str, seed: int, kind: str = "decaying")
 
 
 def advice(task: Task) -> list[str]:
-    """Nothing to say before training: the guards and the ledger say what the weights mean."""
-    return []
+    """What only a look at the data shows: the profiles are made for flows in which nothing depends on the place."""
+    if task.config.coordinates or task.config.model == "unet" or task.collection.facts.name == "decaying":
+        return []
+    return [
+        f"coordinates is off, so the model cannot know where a force acts or a wall stands in {task.collection.root}: "
+        "switch it on (--coordinates) unless all places are alike there."
+    ]

@@ -84,9 +84,8 @@ def _whole(path: Path) -> Iterator[Path]:
         if path.exists():
             path.rmdir()  # empty; not every system renames onto it
         os.replace(part, path)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
+    finally:
+        shutil.rmtree(part, ignore_errors=True)  # nothing is left of it if it became the whole
 
 
 def _normalisation(collection: Collection, counts: Mapping[str, int]) -> dict[str, dict[str, list[float]]]:
