@@ -11,8 +11,9 @@ import torch
 from side_by_side import record, side_by_side
 from torch import Tensor
 
+from nbhelpers.science.perceptual import Lpips, PerceptualLoss
 from nbhelpers.stages.perceptual_unet.config import Config
-from nbhelpers.stages.perceptual_unet.losses import Lpips, PerceptualLoss
+from nbhelpers.stages.perceptual_unet.losses import perceptual_error
 
 torch.set_num_threads(1)
 torch.manual_seed(0)
@@ -30,20 +31,21 @@ def gradient(loss: Tensor, prediction: Tensor) -> Tensor:
 
 def reused() -> Tensor:
     prediction = forecast.clone().requires_grad_()
-    return gradient(perceptual.against(target, valid)(prediction), prediction)
+    return gradient(perceptual_error(perceptual, target, valid)(prediction), prediction)
 
 
 def not_reused() -> Tensor:
     """Both images through the network in one batch, the target's graph kept like the prediction's."""
     prediction = forecast.clone().requires_grad_()
     both = torch.cat([prediction, target.clone().requires_grad_()])
-    layers = [activation.chunk(2) for activation in perceptual._activations(both)]
+    images = both.flatten(0, 1).unsqueeze(1).expand(-1, 3, -1, -1)
+    layers = [activation.chunk(2) for activation in perceptual.activations(images)]
     return gradient(torch.stack([(a - b).square().mean() for a, b in layers]).sum(), prediction)
 
 
 def twice_reused() -> None:
     """Two looks at one target, as a ledger's and a step's would be."""
-    loss = perceptual.against(target, valid)
+    loss = perceptual_error(perceptual, target, valid)
     for _ in range(2):
         prediction = forecast.clone().requires_grad_()
         gradient(loss(prediction), prediction)

@@ -35,7 +35,7 @@ def title(cell: nbformat.NotebookNode) -> str:
 
 def choose_weights() -> str:
     """ImageNet weights if they can be had; else random features, said loudly here and in the report's first line."""
-    from nbhelpers.stages.perceptual_unet.backbones import load_features
+    from nbhelpers.science.backbones import load_features
 
     try:
         load_features("squeeze", "imagenet")

@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from nbhelpers import cli
 from nbhelpers.core import download, manifest
 from nbhelpers.core.errors import UserError
-from nbhelpers.stages.perceptual_unet import backbones, data
+from nbhelpers.science import backbones
+from nbhelpers.stages.perceptual_unet import data
 from nbhelpers.training import checkpoint
 from nbhelpers.training.run import Run
 

@@ -1,52 +1,24 @@
-"""The two loss terms against direct computations, LPIPS against its package, and where the weights come from."""
+"""The loss terms of radar frames against direct computations."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import pickle
-import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torchvision
-from torch import Tensor, nn
+from torch import Tensor
 
-from nbhelpers.core import download, manifest
-from nbhelpers.core.errors import UserError
-from nbhelpers.stages.perceptual_unet import backbones
+from nbhelpers.science.perceptual import Lpips, PerceptualLoss
 from nbhelpers.stages.perceptual_unet.losses import (
-    Lpips,
-    PerceptualLoss,
     absolute_error,
+    frame_distance,
+    perceptual_error,
     pixel_weights,
     squared_error,
 )
 
 Error = Callable[[Tensor, Tensor, Tensor], Tensor]
-NETS = ("squeeze", "alex", "vgg16")
-BUILD = {"squeeze": "squeezenet1_1", "alex": "alexnet", "vgg16": "vgg16"}
-PACKAGE = {"squeeze": "squeeze", "alex": "alex", "vgg16": "vgg"}
-
-
-@pytest.fixture(scope="module")
-def networks(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[nn.Sequential, Path]]:
-    """torchvision's ``features`` with weights of our own, and the file that holds them."""
-    folder = tmp_path_factory.mktemp("weights")
-    made: dict[str, tuple[nn.Sequential, Path]] = {}
-
-    def make(net: str) -> tuple[nn.Sequential, Path]:
-        if net not in made:
-            torch.manual_seed(NETS.index(net) + 1)
-            features = getattr(torchvision.models, BUILD[net])(weights=None).features
-            torch.save({f"features.{key}": tensor for key, tensor in features.state_dict().items()}, folder / net)
-            made[net] = features.eval().requires_grad_(False), folder / net
-        return made[net]
-
-    return make
 
 
 def radar(seed: int, *, shape: tuple[int, ...] = (2, 2, 64, 48)) -> tuple[Tensor, Tensor, Tensor]:
@@ -114,69 +86,31 @@ def test_nothing_measured_costs_nothing() -> None:
     assert value.item() == 0.0 and (gradient == 0).all()
 
 
-# --- perceptual term ----------------------------------------------------------------------------------------------
+# --- perceptual term and LPIPS ------------------------------------------------------------------------------------
 
 
-def vgg_layer_names(features: nn.Sequential) -> list[str]:
-    """relu1_1, relu1_2, pool1, … as the papers name VGG's layers."""
-    names, block, number = [], 1, 0
-    for layer in features:
-        kind = {nn.Conv2d: "conv", nn.ReLU: "relu", nn.MaxPool2d: "pool"}[type(layer)]
-        number += kind == "conv"
-        names.append(f"{kind}{block}_{number}" if kind != "pool" else f"pool{block}")
-        if kind == "pool":
-            block, number = block + 1, 0
-    return names
+@pytest.fixture(scope="module")
+def perceptual() -> PerceptualLoss:
+    return PerceptualLoss("squeeze", "random")
 
 
-def direct_perceptual(features: nn.Sequential, taps: list[int], prediction: Tensor, target: Tensor) -> Tensor:
-    """Σ over taps of the feature MSE, image by image and layer by layer."""
-    mean, std = ([v[i] for i in range(3)] for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
-    maps: list[list[Tensor]] = [[], []]
-    for image, kept in zip((prediction, target), maps, strict=True):
-        x = torch.cat([(image.reshape(-1, 1, *image.shape[-2:]) - m) / s for m, s in zip(mean, std, strict=True)], 1)
-        for index, layer in enumerate(features[: taps[-1] + 1]):
-            x = layer(x.clone())  # some of torchvision's ReLUs work in place
-            if index in taps:
-                kept.append(x)
-    return sum((((a - b) ** 2).sum() / a.numel() for a, b in zip(*maps, strict=True)), torch.zeros(()))
+def grey(frames: Tensor) -> Tensor:
+    return torch.stack([frames.reshape(-1, *frames.shape[-2:])] * 3, 1)
 
 
-@pytest.mark.parametrize("net", NETS)
-def test_the_taps_are_the_layers_of_the_papers(net: str, networks: Callable) -> None:
-    features, _ = networks(net)
-    taps = backbones.TAPS[net]
-    if net == "vgg16":
-        names = vgg_layer_names(features)
-        assert [names[tap] for tap in taps] == ["relu1_2", "relu2_2", "relu3_3", "relu4_3"]
-        return
-    kinds = {type(features[tap]).__name__ for tap in taps}
-    assert kinds == ({"ReLU"} if net == "alex" else {"ReLU", "Fire"})
-    x, channels = torch.rand(1, 3, 64, 64), []
-    for index, layer in enumerate(features):
-        x = layer(x)
-        channels += [x.shape[1]] if index in taps else []
-    assert channels == {"alex": [64, 192, 384, 256, 256], "squeeze": [64, 128, 256, 384, 384, 512, 512]}[net]
-
-
-@pytest.mark.parametrize("net", NETS)
-def test_the_perceptual_term_equals_a_direct_computation(net: str, networks: Callable) -> None:
-    features, path = networks(net)
-    taps = {"vgg16": [3, 8, 15, 22], "alex": [1, 4, 7, 9, 11], "squeeze": [1, 4, 7, 9, 10, 11, 12]}[net]
-    prediction, target, _ = radar(1)
-    everywhere = torch.ones_like(target, dtype=torch.bool)
-    value = PerceptualLoss(net, str(path)).against(target, everywhere)(prediction)
-    expected = direct_perceptual(features, taps, prediction, target)
-    assert expected.item() > 1e-4
-    torch.testing.assert_close(value, expected, rtol=1e-5, atol=0)
+def test_the_perceptual_term_is_that_of_grey_images(perceptual: PerceptualLoss) -> None:
+    prediction, target, valid = radar(1)
+    value = perceptual_error(perceptual, target, torch.ones_like(valid))(prediction)
+    expected = perceptual.against(grey(target))(grey(prediction))
+    torch.testing.assert_close(value, expected)
     gradients = [torch.autograd.grad(v, prediction)[0] for v in (value, expected)]
-    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4 * float(gradients[1].abs().max()))
+    torch.testing.assert_close(*gradients)
+    assert value.item() > 0 and gradients[0].any()
 
 
-def test_missing_pixels_do_not_reach_the_perceptual_term(networks: Callable) -> None:
-    perceptual = PerceptualLoss("squeeze", str(networks("squeeze")[1]))
+def test_missing_pixels_do_not_reach_the_perceptual_term(perceptual: PerceptualLoss) -> None:
     prediction, target, valid = radar(2)
-    loss = perceptual.against(target, valid)
+    loss = perceptual_error(perceptual, target, valid)
     value = loss(prediction)
     (gradient,) = torch.autograd.grad(value, prediction)
     assert (gradient[~valid] == 0).all() and (gradient[valid] != 0).any()
@@ -184,251 +118,46 @@ def test_missing_pixels_do_not_reach_the_perceptual_term(networks: Callable) -> 
     assert loss(torch.where(valid, target, torch.tensor(7.0))) == 0.0
 
 
-def test_target_features_carry_no_gradient(networks: Callable) -> None:
-    perceptual = PerceptualLoss("squeeze", str(networks("squeeze")[1]))
-    prediction, target, _ = radar(3)
-    target.requires_grad_(True)
-    perceptual.against(target, torch.ones_like(target, dtype=torch.bool))(prediction).backward()
-    assert prediction.grad is not None and (prediction.grad != 0).any()
-    assert target.grad is None or (target.grad == 0).all()
-    assert all(not p.requires_grad and p.grad is None for p in perceptual.parameters())
-    assert not perceptual.features.training
-
-
-def test_the_perceptual_term_is_float32_whatever_the_precision_around_it(networks: Callable) -> None:
-    perceptual = PerceptualLoss("squeeze", str(networks("squeeze")[1]))
-    prediction, target, valid = radar(4)
-    plain = perceptual.against(target, valid)(prediction)
+def test_a_forecast_in_half_precision_has_its_gradient_summed_in_float32(perceptual: PerceptualLoss) -> None:
+    prediction, target, valid = radar(3)
+    half = prediction.detach().bfloat16().requires_grad_(True)
+    same = half.detach().float().requires_grad_(True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        mixed = perceptual.against(target, valid)(prediction)
-    assert mixed.dtype == torch.float32 and torch.equal(plain, mixed)
+        loss = perceptual_error(perceptual, target, valid)
+        value, expected = loss(half), loss(same)
+    assert value.dtype == torch.float32 and torch.equal(value, expected)
+    (gradient,), (reference,) = torch.autograd.grad(value, half), torch.autograd.grad(expected, same)
+    assert torch.equal(gradient, reference.bfloat16())
 
 
-# --- LPIPS --------------------------------------------------------------------------------------------------------
-
-
-def package_lpips(net: str, features: nn.Sequential) -> nn.Module:
-    """The lpips package's own distance, with the given backbone copied in by position."""
-    import lpips
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        distance = lpips.LPIPS(net=PACKAGE[net], pnet_rand=True, verbose=False).eval()
-    theirs = list(distance.net.parameters())
-    with torch.no_grad():
-        for parameter, own in zip(theirs, list(features.parameters())[: len(theirs)], strict=True):
-            parameter.copy_(own)
-    return distance
-
-
-def check_lpips(lpips: Lpips, features: nn.Sequential) -> None:
-    prediction, target, _ = radar(5)
-    prediction = prediction.detach().clamp(0, 1)
-    valid = torch.ones_like(target, dtype=torch.bool)
-    found = lpips(prediction, target, valid)
-    assert found.shape == (2, 2)
-    package = package_lpips(lpips.weights.net, features)
-    for b in range(2):
-        for t in range(2):
-            pair = [image[b, t].expand(1, 3, -1, -1) for image in (prediction, target)]
-            with torch.no_grad():
-                expected = package(*pair, normalize=True)  # the package's own way from [0, 1] to [-1, 1]
-            assert float(found[b, t]) == pytest.approx(float(expected), rel=1e-5)
-            assert float(expected) > 1e-3
-
-
-@pytest.mark.parametrize("net", NETS)
-def test_lpips_equals_its_package(net: str, networks: Callable) -> None:
-    features, path = networks(net)
-    check_lpips(Lpips(net, str(path)), features)
-
-
-def test_lpips_equals_its_package_with_real_weights(real_data: Path) -> None:
-    path = real_data / "weights/squeezenet1_1_caffe_features.pth"
-    network = torchvision.models.squeezenet1_1(weights=None)
-    network.load_state_dict(torch.load(path, weights_only=True), strict=False)
-    lpips = Lpips("squeeze", str(path))
-    check_lpips(lpips, network.features)
-    assert lpips.key == "lpips"
-    assert lpips.name.startswith("LPIPS-style (squeeze, squeezenet1_1_caffe_features.pth weights, sha256 ")
-
-
-def test_real_weights_are_the_perceptual_term_too(real_data: Path) -> None:
-    path = real_data / "weights/squeezenet1_1_caffe_features.pth"
-    perceptual = PerceptualLoss("squeeze", str(path))
-    prediction, target, valid = radar(6)
-    loss = perceptual.against(target, valid)
-    near, far = (loss(target + size * (prediction.detach() - target)) for size in (0.1, 1.0))
-    assert 0 < float(near) < 0.5 * float(far)
-    assert perceptual.weights.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def test_identical_frames_have_distance_zero_and_missing_pixels_change_nothing(networks: Callable) -> None:
-    lpips = Lpips("squeeze", str(networks("squeeze")[1]))
-    prediction, target, valid = radar(7)
-    assert (lpips(target, target, valid) == 0).all()
-    wild = torch.where(valid, prediction, torch.tensor(0.9))
-    assert torch.equal(lpips(wild, target, valid), lpips(prediction, target, valid))
-
-
-def test_random_weights_are_named_and_never_called_lpips() -> None:
-    lpips = Lpips("squeeze", "random")
-    assert lpips.key == "feature_distance_random" and "not LPIPS" in lpips.name
-    assert lpips.weights.is_random and lpips.weights.sha256 is None
-    assert str(PerceptualLoss("squeeze", "random").weights) == "squeeze, random weights"
-
-
-# --- weights ------------------------------------------------------------------------------------------------------
-
-
-def test_random_weights_are_always_the_same_and_leave_the_global_generator_alone() -> None:
-    torch.manual_seed(11)
-    before = torch.get_rng_state()
-    one, _ = backbones.load_features("squeeze", "random")
-    assert torch.equal(torch.get_rng_state(), before)
-    torch.rand(3)
-    other, _ = backbones.load_features("squeeze", "random")
-    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
-    assert not any(p.requires_grad for p in one.parameters())
-
-
-def test_weights_of_another_net_are_refused(networks: Callable) -> None:
-    with pytest.raises(UserError, match="does not hold the features of alex.*give that net's weights"):
-        backbones.load_features("alex", str(networks("squeeze")[1]))
-
-
-class Bomb:
-    def __init__(self, flag: Path):
-        self.flag = flag
-
-    def __reduce__(self) -> tuple:
-        return Path.touch, (self.flag,)
-
-
-def bomb(path: Path, kind: str, flag: Path) -> Path:
-    if kind == "torch":
-        torch.save({"features.0.weight": Bomb(flag)}, path)
-    elif kind == "legacy":
-        torch.save({"features.0.weight": Bomb(flag)}, path, _use_new_zipfile_serialization=False)
-    else:
-        path.write_bytes(pickle.dumps(Bomb(flag)))
-    return path
-
-
-@pytest.mark.parametrize("kind", ["torch", "legacy", "pickle"])
-def test_a_pickle_bomb_is_refused_without_being_run(tmp_path: Path, kind: str) -> None:
-    path = bomb(tmp_path / "weights.pth", kind, tmp_path / "fired")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        with pytest.raises(UserError, match=r"weights\.pth is no state dict of plain tensors") as caught:
-            backbones.load_features("squeeze", str(path))
-    assert not (tmp_path / "fired").exists()
-    assert "\n" not in str(caught.value)
-    torch.load(bomb(tmp_path / "again.pth", "torch", tmp_path / "fired"), weights_only=False)
-    assert (tmp_path / "fired").exists()  # it is a bomb
-
-
-@pytest.mark.parametrize(
-    "content",
-    [b"", b"not weights at all", b"\x80\x02}q\x00.", pickle.dumps([1, 2]), pickle.dumps({0: 1, "features.0.bias": 2})],
-)
-def test_files_that_are_no_weights_are_refused(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "weights.pth"
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=r"weights\.pth"):
-        backbones.load_features("squeeze", str(path))
-
-
-@pytest.mark.parametrize("legacy", [False, True])
-def test_weights_cut_off_anywhere_are_refused(tmp_path: Path, legacy: bool) -> None:
-    whole, path = tmp_path / "whole.pth", tmp_path / "weights.pth"
-    state = {f"features.{i}.bias": torch.zeros(2) for i in range(4)}
-    torch.save(state, whole, _use_new_zipfile_serialization=not legacy)
-    content = whole.read_bytes()
-    for length in range(0, len(content), 37):
-        path.write_bytes(content[:length])
-        with pytest.raises(UserError, match=r"weights\.pth"):
-            backbones.load_features("squeeze", str(path))
-
-
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"gone\.pth cannot be read.*check backbone_weights"):
-        backbones.load_features("squeeze", str(tmp_path / "gone.pth"))
-
-
-@pytest.fixture
-def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """An empty cache of weights, and mirrors that nobody answers at; returns the cache's folder."""
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    monkeypatch.setattr(download, "BACKOFF_SECONDS", 0.0)
-
-    def point(**changes: object) -> Path:
-        content = json.loads((Path(__file__).parents[1] / "data_manifests/perceptual-weights.json").read_text())
-        for file in content["files"]:
-            file["mirrors"] = ["http://127.0.0.1:9/" + file["path"]]
-            file.update(changes)
-        (tmp_path / "perceptual-weights.json").write_text(json.dumps(content))
-        written = manifest.load_manifest(tmp_path / "perceptual-weights.json")
-        monkeypatch.setattr(backbones, "load_manifest", lambda name: {"perceptual-weights": written}[name])
-        return tmp_path / "hub/checkpoints"
-
-    return point
-
-
-@pytest.mark.parametrize("net", NETS)
-def test_imagenet_weights_without_a_network_are_one_sentence_with_the_cure(net: str, offline: Callable) -> None:
-    cache = offline()
-    with pytest.raises(UserError) as caught:
-        backbones.load_features(net, "imagenet")
-    sentence = str(caught.value)
-    assert sentence.startswith(f"ImageNet weights of {net} are not here and cannot be fetched")
-    assert str(cache / backbones.IMAGENET_FILES[net]) in sentence
-    assert "or set it to 'random'" in sentence and "\n" not in sentence
-    assert [path.name for path in cache.iterdir()] == []
-
-
-def test_imagenet_weights_in_the_cache_need_no_network(networks: Callable, offline: Callable) -> None:
-    features, path = networks("squeeze")
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    cache = offline(sha256=sha256, bytes=path.stat().st_size)
-    cache.mkdir(parents=True)
-    (cache / backbones.IMAGENET_FILES["squeeze"]).write_bytes(path.read_bytes())
-    found, weights = backbones.load_features("squeeze", "imagenet")
-    assert (weights.net, weights.source, weights.sha256) == ("squeeze", "imagenet", sha256)
-    assert torch.equal(next(found.parameters()), next(features.parameters()))
-    assert Lpips("squeeze", "imagenet").name == "LPIPS (squeeze)"
-
-
-def test_a_damaged_file_in_the_cache_is_refused_and_left_alone(networks: Callable, offline: Callable) -> None:
-    _, path = networks("squeeze")
-    cache = offline()
-    cache.mkdir(parents=True)
-    damaged = cache / backbones.IMAGENET_FILES["squeeze"]
-    damaged.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(UserError, match="1000 bytes, expected 4958839"):
-        backbones.load_features("squeeze", "imagenet")
-    assert damaged.stat().st_size == 1000
-
-
-def test_some_frames_of_each_sample_cover_every_lead_time_in_a_batch() -> None:
-    loss = PerceptualLoss("squeeze", "random")
+def test_some_frames_of_each_sample_cover_every_lead_time_in_a_batch(perceptual: PerceptualLoss) -> None:
     target, prediction = torch.rand(2, 6, 3, 48, 48)
     valid = torch.ones_like(target, dtype=torch.bool)
     prediction.requires_grad_(True)
-    some = loss.against(target, valid, n_frames=1)
+    some = perceptual_error(perceptual, target, valid, n_frames=1)
     some(prediction).backward()
     touched = prediction.grad.abs().sum((-2, -1)) > 0
     assert touched.sum(1).tolist() == [1] * 6 and touched.sum(0).tolist() == [2, 2, 2]
     lead = touched.float().argmax(1)
     rows = torch.arange(6)
-    direct = loss.against(target[rows, lead][:, None], valid[:, :1])(prediction[rows, lead][:, None])
+    direct = perceptual_error(perceptual, target[rows, lead][:, None], valid[:, :1])(prediction[rows, lead][:, None])
     torch.testing.assert_close(some(prediction), direct)
     firsts = set()
     for _ in range(40):
         prediction.grad = None
-        loss.against(target[:1], valid[:1], n_frames=1)(prediction[:1]).backward()
+        perceptual_error(perceptual, target[:1], valid[:1], n_frames=1)(prediction[:1]).backward()
         firsts.add(int((prediction.grad[0].abs().sum((-2, -1)) > 0).int().argmax()))
     assert firsts == {0, 1, 2}, "a batch of few samples must not always look at the first lead times"
-    torch.testing.assert_close(
-        loss.against(target, valid, n_frames=9)(prediction), loss.against(target, valid)(prediction)
-    )
+    all_of_them = perceptual_error(perceptual, target, valid)(prediction)
+    torch.testing.assert_close(perceptual_error(perceptual, target, valid, n_frames=9)(prediction), all_of_them)
+
+
+def test_frames_have_the_distance_of_grey_images_and_missing_pixels_change_nothing() -> None:
+    lpips = Lpips("squeeze", "random")
+    prediction, target, valid = radar(7)
+    found = frame_distance(lpips, prediction, target, torch.ones_like(valid))
+    assert found.shape == (2, 2) and (found > 0).all()
+    torch.testing.assert_close(found.flatten(), lpips(grey(prediction), grey(target)))
+    assert (frame_distance(lpips, target, target, valid) == 0).all()
+    wild = torch.where(valid, prediction, torch.tensor(0.9))
+    assert torch.equal(frame_distance(lpips, wild, target, valid), frame_distance(lpips, prediction, target, valid))

@@ -11,10 +11,12 @@ import sevir
 import torch
 from torch import Tensor
 
+from nbhelpers.science.image_quality import fine_power, ssim
+from nbhelpers.science.perceptual import Lpips, PerceptualLoss
 from nbhelpers.stages.perceptual_unet.contingency import max_pool, to_levels
 from nbhelpers.stages.perceptual_unet.data import MISSING, THRESHOLDS
-from nbhelpers.stages.perceptual_unet.image_scores import fine_power, fss_sums, ssim
-from nbhelpers.stages.perceptual_unet.losses import Lpips, PerceptualLoss
+from nbhelpers.stages.perceptual_unet.image_scores import fss_sums
+from nbhelpers.stages.perceptual_unet.losses import frame_distance, perceptual_error
 from nbhelpers.stages.perceptual_unet.verification import Verification
 from nbhelpers.training.metrics import summarise
 from nbhelpers.training.task import Evaluation
@@ -124,11 +126,11 @@ def test_scores_of_whole_frames_see_equal_pixels_where_nothing_was_measured(
     measured = observed != MISSING
     truth = torch.where(measured, observed / 255, 0.0)
     shown = torch.where(measured, forecast.clamp(0, 1), 0.0)
-    assert metrics["ssim"].value == pytest.approx(float(ssim(shown, truth).mean()), rel=1e-6)
+    assert metrics["ssim"].value == pytest.approx(float(ssim(shown, truth, data_range=1.0).mean()), rel=1e-6)
     assert metrics["rapsd_ratio"].value == pytest.approx(
         float(fine_power(shown).sum() / fine_power(truth).sum()), rel=1e-5
     )
-    distance = lpips(shown, truth, torch.ones_like(measured))
+    distance = frame_distance(lpips, shown, truth, torch.ones_like(measured))
     assert metrics[lpips.key].value == pytest.approx(float(distance.mean()), rel=1e-4)
     for size in (1, 4, 16):
         sums = fss_sums(to_levels(shown) >= 74, to_levels(truth) >= 74, size).double().sum((0, 1))
@@ -144,7 +146,7 @@ def test_the_raw_perceptual_term_is_the_mean_over_frames_of_the_loss(
     metrics = verification.compute().metrics
     truth = torch.where(observed != MISSING, observed / 255, 0.0)
     with torch.no_grad():
-        expected = loss.against(truth, observed != MISSING)(forecast.clamp(0, 1))
+        expected = perceptual_error(loss, truth, observed != MISSING)(forecast.clamp(0, 1))
     assert metrics["perceptual"].value == pytest.approx(float(expected), rel=1e-5)
     assert metrics["perceptual"].better == "lower" and "random" in metrics["perceptual"].units
     assert set(metrics) - {"perceptual"} == set(score(lpips, forecast, observed).metrics)

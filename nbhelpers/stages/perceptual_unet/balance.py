@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from nbhelpers.core.knobs import Knob
+from nbhelpers.science.perceptual import PerceptualLoss
 from nbhelpers.stages.perceptual_unet import data
 from nbhelpers.stages.perceptual_unet.config import CLASSICAL_LAMBDA, Config
-from nbhelpers.stages.perceptual_unet.losses import PerceptualLoss
+from nbhelpers.stages.perceptual_unet.losses import perceptual_error
 from nbhelpers.stages.perceptual_unet.task import NowcastTask, pixel_term
 from nbhelpers.training.ledger import Entry, entries, probe, resolve_weights
 from nbhelpers.training.task import LossTerm
@@ -39,7 +40,7 @@ def measure_balance(task: NowcastTask) -> Callable[[Config], list[Entry]]:
     target, mask = frames[:, n_in:], valid[:, n_in:]
     perceptual = task.perceptual or PerceptualLoss(task.config.backbone, task.config.backbone_weights).to(task.device)
     pixel = pixel_term(task.config, target, mask)
-    against = perceptual.against(target, mask, n_frames=task.config.perceptual_frames)
+    against = perceptual_error(perceptual, target, mask, n_frames=task.config.perceptual_frames)
     probed = probe(task.forecast(batch), (pixel, LossTerm("perceptual", against, 1.0)))
     norms = dict(zip(probed.names, probed.norms, strict=True))
 

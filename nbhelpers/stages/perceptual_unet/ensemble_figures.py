@@ -16,6 +16,7 @@ from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nbhelpers.science.image_quality import power_by_wavelength
 from nbhelpers.stages.perceptual_unet.contingency import to_levels
 from nbhelpers.stages.perceptual_unet.data import MISSING, THRESHOLDS, VIL
 from nbhelpers.stages.perceptual_unet.ensemble import Ensemble, Scores, forecast_members
@@ -25,7 +26,6 @@ from nbhelpers.stages.perceptual_unet.ensemble_scores import (
     reliability_table,
 )
 from nbhelpers.stages.perceptual_unet.figures import MISSING_COLOUR, WHO, colour_bar, show_levels
-from nbhelpers.stages.perceptual_unet.image_scores import power_by_wavelength
 from nbhelpers.stages.perceptual_unet.windows import Batch
 from nbhelpers.training.metrics import Metric, summarise
 

@@ -14,8 +14,8 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from nbhelpers.science.image_quality import power_by_wavelength
 from nbhelpers.stages.perceptual_unet.data import MISSING, VIL, vil_kg_m2
-from nbhelpers.stages.perceptual_unet.image_scores import power_by_wavelength
 from nbhelpers.stages.perceptual_unet.windows import Batch
 
 if TYPE_CHECKING:

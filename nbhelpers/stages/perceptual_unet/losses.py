@@ -1,16 +1,13 @@
-"""The terms of ``L = MSE + μ·MAE + (λ/S)·P``, and LPIPS as the metric that none of them is."""
+"""The terms of ``L = MSE + μ·MAE + (λ/S)·P``, and LPIPS as the metric that none of them is, of radar frames."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from nbhelpers.stages.perceptual_unet.backbones import IMAGENET_MEAN, IMAGENET_STD, TAPS, load_features, tapped
-
-LPIPS_LAST = {"vgg16": 29, "squeeze": 12, "alex": 11}  # last layer of torchvision's `features` that LPIPS looks at
+from nbhelpers.science.perceptual import Lpips, PerceptualLoss
 
 
 def pixel_weights(valid: Tensor, target: Tensor, *, emphasis: float = 0.0, even_leads: bool = False) -> Tensor:
@@ -50,51 +47,40 @@ def _weighted_mean(errors: Tensor, weights: Tensor) -> Tensor:
     return (weights * errors).sum() / weights.sum().clamp(min=1e-6)
 
 
-class PerceptualLoss(nn.Module):
-    """``P``: the feature MSE of a pretrained network, summed over its tapped layers.
+def perceptual_error(
+    perceptual: PerceptualLoss, target: Tensor, valid: Tensor, *, n_frames: int | None = None
+) -> Callable[[Tensor], Tensor]:
+    """``P`` of frames as grey images, as a function of the prediction ``(B, T, H, W)`` in model units.
 
-    P = Σ_l mean (φ_l(ŷ) − φ_l(y))² with both images repeated to three channels and normalised as ImageNet's, in
-    float32 whatever the precision around it. Johnson, Alahi, Fei-Fei (2016), arXiv:1603.08155.
+    Args:
+        target: ``(B, T, H, W)`` in [0, 1]; its features are computed once, without gradient.
+        valid: mask of the same shape; missing pixels are made equal in both images.
+        n_frames: look at this many frames of each sample only, in turn through the batch from a random one on, so
+            that every lead time is seen equally often; None looks at all.
     """
+    leads = None
+    if n_frames is not None and n_frames < target.shape[1]:
+        first = torch.randint(target.shape[1], ())
+        turn = torch.arange(len(target) * n_frames).view(-1, n_frames)
+        leads = ((first + turn) % target.shape[1]).to(target.device)
 
-    mean: Tensor
-    std: Tensor
+    def images(frames: Tensor) -> Tensor:
+        return _grey(_some_frames(frames, leads))
 
-    def __init__(self, net: str, source: str):
-        super().__init__()
-        self.features, self.weights = load_features(net, source)
-        self.taps = TAPS[net]
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1))
+    loss = perceptual.against(images(target), images(valid))
+    # Float32 before one frame becomes three channels, whose gradients are summed in the precision of the frame.
+    return lambda prediction: loss(images(prediction.float()))
 
-    def _activations(self, frames: Tensor) -> list[Tensor]:
-        images = frames.float().flatten(0, 1).unsqueeze(1)
-        return tapped(self.features, self.taps, (images - self.mean) / self.std)
 
-    def against(self, target: Tensor, valid: Tensor, *, n_frames: int | None = None) -> Callable[[Tensor], Tensor]:
-        """The loss as a function of the prediction; the target's features are computed once, without gradient.
+def frame_distance(lpips: Lpips, prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+    """``(B, T)`` distances of ``(B, T, H, W)`` frames in [0, 1]; missing pixels are equal in both."""
+    shown = torch.where(valid, prediction, target)
+    return lpips(_grey(shown), _grey(target)).reshape(target.shape[:2])
 
-        Args:
-            target: ``(B, T, H, W)`` in [0, 1].
-            valid: mask of the same shape; missing pixels are made equal in both images.
-            n_frames: look at this many frames of each sample only, in turn through the batch from a random one on, so
-                that every lead time is seen equally often; None looks at all.
-        """
-        leads = None
-        if n_frames is not None and n_frames < target.shape[1]:
-            first = torch.randint(target.shape[1], ())
-            turn = torch.arange(len(target) * n_frames).view(-1, n_frames)
-            leads = ((first + turn) % target.shape[1]).to(target.device)
-        target, valid = _some_frames(target, leads), _some_frames(valid, leads)
-        with torch.no_grad(), torch.autocast(target.device.type, enabled=False):
-            truth = self._activations(target)
 
-        def loss(prediction: Tensor) -> Tensor:
-            with torch.autocast(target.device.type, enabled=False):
-                guess = self._activations(torch.where(valid, _some_frames(prediction, leads), target))
-                return torch.stack([(a - b).square().mean() for a, b in zip(guess, truth, strict=True)]).sum()
-
-        return loss
+def _grey(frames: Tensor) -> Tensor:
+    """``(B·T, 3, H, W)`` images whose three channels are the same frame."""
+    return frames.flatten(0, 1).unsqueeze(1).expand(-1, 3, -1, -1)
 
 
 def _some_frames(frames: Tensor, leads: Tensor | None) -> Tensor:
@@ -102,50 +88,3 @@ def _some_frames(frames: Tensor, leads: Tensor | None) -> Tensor:
     if leads is None:
         return frames
     return frames[torch.arange(len(frames), device=frames.device)[:, None], leads]
-
-
-class Lpips(nn.Module):
-    """LPIPS of the ``lpips`` package (Zhang et al. 2018), with the backbone's weights from where one says.
-
-    The linear heads are the package's own (version 0.1). With weights other than torchvision's ImageNet ones the
-    distance is "LPIPS-style", and :attr:`name` says so.
-    """
-
-    def __init__(self, net: str, source: str):
-        super().__init__()
-        import lpips
-
-        with warnings.catch_warnings():
-            # lpips asks torchvision for weights by a deprecated keyword and loads its heads by a deprecated default.
-            warnings.simplefilter("ignore")
-            package_net = {"vgg16": "vgg", "squeeze": "squeeze", "alex": "alex"}[net]
-            self.distance = lpips.LPIPS(net=package_net, pnet_rand=True, verbose=False)
-        features, self.weights = load_features(net, source, last=LPIPS_LAST[net])
-        # The package cuts `features` into slices that keep torchvision's layer numbers as names.
-        own = features.state_dict()
-        for name, tensor in self.distance.net.state_dict().items():
-            tensor.copy_(own[name.partition(".")[2]])
-        self.requires_grad_(False).eval()
-
-    @property
-    def name(self) -> str:
-        """What the number is, for report and figures."""
-        if self.weights.is_random:
-            return f"feature distance of a random {self.weights.net} (not LPIPS)"
-        if self.weights.source == "imagenet":
-            return f"LPIPS ({self.weights.net})"
-        return f"LPIPS-style ({self.weights})"
-
-    @property
-    def key(self) -> str:
-        """Its metric key: what has random weights must not be called LPIPS."""
-        return "feature_distance_random" if self.weights.is_random else "lpips"
-
-    @torch.no_grad()
-    def forward(self, prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-        """``(B, T)`` distances of ``(B, T, H, W)`` frames in [0, 1]; missing pixels are equal in both."""
-        images = [torch.where(valid, prediction, target), target]
-        flat = [(2 * image.float().flatten(0, 1).unsqueeze(1) - 1).expand(-1, 3, -1, -1) for image in images]
-        # Frame by frame: the features of many whole frames overflow every cache, and take four times as long.
-        pairs = zip(*(image.split(1) for image in flat), strict=True)
-        return torch.cat([self.distance(*pair) for pair in pairs]).reshape(prediction.shape[:2])

@@ -19,21 +19,16 @@ from nbhelpers.core.errors import UserError
 from nbhelpers.core.fields import Field
 from nbhelpers.core.runtime import pick_device
 from nbhelpers.core.splits import hash_order, split_hash
+from nbhelpers.science.perceptual import Lpips, PerceptualLoss
 from nbhelpers.stages.perceptual_unet import baselines, data, windows
 from nbhelpers.stages.perceptual_unet.advection import moving_frames
 from nbhelpers.stages.perceptual_unet.config import MIN_SIDE, Config
 from nbhelpers.stages.perceptual_unet.content import fingerprint
-from nbhelpers.stages.perceptual_unet.losses import (
-    Lpips,
-    PerceptualLoss,
-    absolute_error,
-    pixel_weights,
-    squared_error,
-)
+from nbhelpers.stages.perceptual_unet.losses import absolute_error, perceptual_error, pixel_weights, squared_error
 from nbhelpers.stages.perceptual_unet.model import UNet2D
 from nbhelpers.stages.perceptual_unet.verification import Verification
 from nbhelpers.stages.perceptual_unet.windows import Batch
-from nbhelpers.training.task import Evaluation, Gate, LossTerm, Monitor, Phase, Predictor, Sample, Update, Verdict
+from nbhelpers.training.task import Evaluation, Gate, LossTerm, Milestone, Monitor, Phase, Predictor, Sample, Update, Verdict
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -119,6 +114,7 @@ class NowcastTask:
 
         self.phases = (self._phase(unet),)
         self.monitor = _monitor(config, self.lpips.key)
+        self.milestones: Sequence[Milestone] = ()
         self.loss_scheduler = None
         self.event_level: float | None = data.THRESHOLDS[0] / 255
         make = {
@@ -215,7 +211,7 @@ class NowcastTask:
             return (pixel,)
         return pixel, LossTerm(
             "perceptual",
-            self.perceptual.against(target, valid, n_frames=self.config.perceptual_frames),
+            perceptual_error(self.perceptual, target, valid, n_frames=self.config.perceptual_frames),
             self.config.perceptual_weight,
         )
 

@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nbhelpers.science.image_quality import fine_power, ssim
+from nbhelpers.science.perceptual import Lpips, PerceptualLoss
 from nbhelpers.stages.perceptual_unet.contingency import (
     event_metrics,
     joint_histogram,
@@ -19,8 +21,8 @@ from nbhelpers.stages.perceptual_unet.contingency import (
     to_levels,
 )
 from nbhelpers.stages.perceptual_unet.data import VIL
-from nbhelpers.stages.perceptual_unet.image_scores import fine_power, fss_sums, ssim
-from nbhelpers.stages.perceptual_unet.losses import Lpips, PerceptualLoss
+from nbhelpers.stages.perceptual_unet.image_scores import fss_sums
+from nbhelpers.stages.perceptual_unet.losses import frame_distance, perceptual_error
 from nbhelpers.training.metrics import Metric, mean_metric, ratio
 from nbhelpers.training.task import Evaluation, Spread
 
@@ -80,12 +82,14 @@ class Verification:
         scalars = {
             "mse": torch.stack([error.square().sum((-2, -1)), n_pixels], -1),
             "mae": torch.stack([error.abs().sum((-2, -1)), n_pixels], -1),
-            "ssim": torch.stack([ssim(forecast, target), ones], -1),
-            "lpips": torch.stack([self.lpips(forecast, target, valid), ones], -1),
+            "ssim": torch.stack([ssim(forecast, target, data_range=1.0), ones], -1),
+            "lpips": torch.stack([frame_distance(self.lpips, forecast, target, valid), ones], -1),
             "rapsd_ratio": torch.stack([fine_power(forecast), fine_power(target)], -1),
         }
         if self.perceptual is not None:
-            frames = [self.perceptual.against(y, m)(x) for x, y, m in _frame_by_frame(forecast, target, valid)]
+            frames = [
+                perceptual_error(self.perceptual, y, m)(x) for x, y, m in _frame_by_frame(forecast, target, valid)
+            ]
             scalars["perceptual"] = torch.stack([torch.stack(frames).reshape(n_pixels.shape), ones], -1)
         for size in FSS_SIZES:
             scalars[f"fss_{FSS_THRESHOLD}_{size}"] = fss_sums(

@@ -1,4 +1,4 @@
-"""Pretrained image networks whose features the perceptual term and LPIPS compare."""
+"""Pretrained image networks whose features perceptual losses and LPIPS compare."""
 
 from __future__ import annotations
 
@@ -16,10 +16,16 @@ from nbhelpers.core.errors import UserError
 from nbhelpers.core.manifest import fetch, load_manifest
 
 # Layers of torchvision's `features` after which activations are taken. vgg16: relu1_2, relu2_2, relu3_3, relu4_3
-# (Johnson, Alahi, Fei-Fei 2016); squeeze and alex: the layers that LPIPS taps (Zhang et al. 2018).
-TAPS = {"vgg16": (3, 8, 15, 22), "squeeze": (1, 4, 7, 9, 10, 11, 12), "alex": (1, 4, 7, 9, 11)}
+# (Johnson, Alahi, Fei-Fei 2016); squeeze and alex: the layers that LPIPS taps (Zhang et al. 2018); vgg19: relu5_4, the
+# φ5,4 of SRGAN (Ledig et al. 2017).
+TAPS = {"vgg16": (3, 8, 15, 22), "vgg19": (35,), "squeeze": (1, 4, 7, 9, 10, 11, 12), "alex": (1, 4, 7, 9, 11)}
+# The last convolution before its ReLU, as ESRGAN taps vgg19 (Wang et al. 2018): deep features are sparse once they are
+# rectified, and those that are 0 in both images teach nothing. vgg: conv5_3 and conv5_4. squeeze has no plain
+# convolution there: it is the two expanding convolutions of its last Fire module, whose own ReLUs are taken out.
+PRE_ACTIVATION = {"vgg16": (28,), "vgg19": (34,), "squeeze": (12,), "alex": (10,)}
 IMAGENET_FILES = {
     "vgg16": "vgg16-397923af.pth",
+    "vgg19": "vgg19-dcbb9e9d.pth",
     "squeeze": "squeezenet1_1-b8a52dc0.pth",
     "alex": "alexnet-owt-7be5be79.pth",
 }
@@ -33,7 +39,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class Weights:
     """Where a network's weights came from, for the preflight line and the report."""
 
-    net: str  # vgg16, squeeze or alex
+    net: str  # vgg16, vgg19, squeeze or alex
     source: str  # imagenet, random, or the name of the file given
     sha256: str | None  # of the weight file; None for random weights
 
@@ -45,14 +51,17 @@ class Weights:
         return f"{self.net}, {self.source} weights" + (f", sha256 {self.sha256[:12]}…" if self.sha256 else "")
 
 
-def load_features(net: str, source: str, *, last: int | None = None) -> tuple[nn.Sequential, Weights]:
+def load_features(
+    net: str, source: str, *, last: int | None = None, before_activation: bool = False
+) -> tuple[nn.Sequential, Weights]:
     """torchvision's ``features`` of ``net``, frozen, in float32 and eval mode.
 
     Args:
-        net: "vgg16", "squeeze" or "alex".
+        net: "vgg16", "vgg19", "squeeze" or "alex".
         source: "imagenet" (fetched once, into torch's own cache of weights), the path of a state dict with
             torchvision's key names, or "random", which must be asked for.
         last: index of the last layer to keep (default: the last tap).
+        before_activation: end at the layer of ``PRE_ACTIVATION`` whatever ``last`` is, with features not rectified.
 
     Raises:
         UserError: weights that cannot be fetched or read, or that belong to another network.
@@ -61,6 +70,7 @@ def load_features(net: str, source: str, *, last: int | None = None) -> tuple[nn
 
     build = {
         "vgg16": torchvision.models.vgg16,
+        "vgg19": torchvision.models.vgg19,
         "squeeze": torchvision.models.squeezenet1_1,
         "alex": torchvision.models.alexnet,
     }[net]
@@ -75,7 +85,13 @@ def load_features(net: str, source: str, *, last: int | None = None) -> tuple[nn
         features = build(weights=None).features
         features.load_state_dict(_feature_state(path, net, features))
         weights = Weights(net, "imagenet" if source == "imagenet" else path.name, file_sha256(path))
-    features = features[: (TAPS[net][-1] if last is None else last) + 1].eval().requires_grad_(False)
+    if before_activation:
+        last = PRE_ACTIVATION[net][-1]
+    elif last is None:
+        last = TAPS[net][-1]
+    features = features[: last + 1].eval().requires_grad_(False)
+    if before_activation and net == "squeeze":
+        features[-1].expand1x1_activation = features[-1].expand3x3_activation = nn.Identity()
     for module in features.modules():
         if isinstance(module, nn.ReLU):
             module.inplace = False  # a tapped activation must not be overwritten by the next layer
