@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from toy import STEPS_PER_EPOCH, ToyConfig, ToyTask, toy, train
 
 from nbhelpers.core.errors import UserError
-from nbhelpers.training import checkpoint, history
+from nbhelpers.training import checkpoint, history, pointers
 from nbhelpers.training import fit as fit_module
 from nbhelpers.training import session as session_module
 from nbhelpers.training import state as state_module
@@ -26,7 +26,7 @@ from nbhelpers.training.fit import Fitted, fit
 from nbhelpers.training.guards.guard import GuardStop
 from nbhelpers.training.opening import open_run
 from nbhelpers.training.report import make_report
-from nbhelpers.training.run import Run, read_json
+from nbhelpers.training.run import Run
 from nbhelpers.training.task import LossTerm, Phase, Update
 
 
@@ -88,8 +88,23 @@ def assert_equal_runs(one: Run, other: Run) -> None:
     rows = [[{**row, **MEASURED} for row in history.read_rows(run.history_file)] for run in (one, other)]
     assert_same(*rows, "history")
     assert one.ledger_file.read_text() == other.ledger_file.read_text()
-    best = [read_json(run.checkpoints / "best.json", what="a pointer")["step"] for run in (one, other)]
-    assert_same(*best, "best.json")
+    assert_same(*(named_checkpoints(run) for run in (one, other)), "pointers")
+
+
+def named_checkpoints(run: Run) -> dict[str, Any]:
+    """Every pointer of a run, without the folders: one that was written twice has another name."""
+
+    def plain(pointer: dict[str, Any]) -> dict[str, Any]:
+        # Not the file's sha256: that of a run that was extended holds the plan that was known when it was written.
+        content = {"step": pointer["step"], "value": pointer.get("value")}
+        content["weights"] = load_file(run.folder / pointer["path"] / "model.safetensors")
+        content["ranked"] = [plain(one) for one in pointer.get("ranked", ())]
+        return content | {"parents": [one["step"] for one in pointer.get("parents", ())]}
+
+    found = {name: pointers.read(run, name) for name in pointers.names(run)}
+    for name in found:
+        assert checkpoint.find(run, name) is not None
+    return {name: plain(pointer) for name, pointer in found.items() if pointer is not None}
 
 
 @pytest.fixture(scope="module")
@@ -131,8 +146,8 @@ def test_the_ledger_has_the_first_steps_then_every_tenth_and_the_share_that_was_
         (step, term) for step in (*range(16), *range(20, 60, 10)) for term in ("mse", "slope")
     ]
     assert list(rows[0]) == [
-        "step", "term", "raw", "weight", "value_share", "grad_share", "cosine_to_total", "cosine_to_slope",
-        "cosine_to_mse",
+        "step", "phase", "optimizer", "term", "raw", "weight", "value_share", "grad_share", "cosine_to_total",
+        "cosine_to_slope", "cosine_to_mse",
     ]  # fmt: skip
     for mse, slope in zip(rows[::2], rows[1::2], strict=True):
         assert mse["grad_share"] + slope["grad_share"] == pytest.approx(1)

@@ -128,7 +128,7 @@ def epoch_of(task: ToyTask, skills: Sequence[float | None], *, steps: int = 200)
     phase = task.phases[0]
     rows = [{"epoch": i, "step": i * steps, "phase": phase.name, "train_skill": s} for i, s in enumerate(skills, 1)]
     n = len(rows)
-    return Epoch(task, task.modules, phase, n, n * steps, steps, rows, task.evaluate("val"))
+    return Epoch(task, task.modules, phase, n, n * steps, steps, rows, task.evaluate("val"), task.config.epochs)
 
 
 def found_before(guard: Guard, task: ToyTask) -> list[Finding]:

@@ -61,8 +61,11 @@ def rehearsal(task: Toy) -> Rehearsal:
         batch = next(iter(task.batches("train", 0)))
     return Rehearsal(
         task=task,
+        phase=task.phases[0],
         modules=task.modules,
         step=0,
+        began_epoch=0,
+        began_step=0,
         surveys={},
         first=task.look(batch),
         updates=(),
@@ -144,8 +147,15 @@ def train(
         epoch += 1
         after_epoch(epoch)
         scored = task.evaluate("val")
-        rows.append({"epoch": epoch, **{f"val_{name}": m.value for name, m in scored.metrics.items()}, **measure()})
-        shown = Epoch(task, task.modules, phase, epoch, done, STEPS_PER_EPOCH, rows, scored)
+        rows.append(
+            {
+                "epoch": epoch,
+                "phase": phase.name,
+                **{f"val_{name}": m.value for name, m in scored.metrics.items()},
+                **measure(),
+            }
+        )
+        shown = Epoch(task, task.modules, phase, epoch, done, STEPS_PER_EPOCH, rows, scored, task.config.epochs)
         found += [finding for guard in watching for finding in guard.on_epoch(shown)]
     return found
 
@@ -602,7 +612,10 @@ def epoch_of(
     rows: Sequence[Mapping[str, Any]] = ({},),
 ) -> Epoch:
     spreads = {"prediction": prediction, "target": target}
-    return Epoch(task, task.modules, task.phases[0], epoch, step, 200, rows, Evaluation({}, spreads))
+    rows = [{"phase": "train", **row} for row in rows]
+    return Epoch(
+        task, task.modules, task.phases[0], epoch, step, 200, rows, Evaluation({}, spreads), task.config.epochs
+    )
 
 
 class TestBlankPredictions:

@@ -19,8 +19,8 @@ from nbhelpers.training.flexible import FlexibleScheduler, SchedulerParams
 from nbhelpers.training.guards.guard import GuardStop
 from nbhelpers.training.guards.watch import read_guards
 from nbhelpers.training.ledger import Balance, Probe
+from nbhelpers.training.ledger_summary import ledger_summary, settled_step
 from nbhelpers.training.opening import open_run
-from nbhelpers.training.report import ledger_summary, settled_step
 from nbhelpers.training.run import Run
 from nbhelpers.training.task import Evaluation, LossTerm, Phase, Predictor, Update
 from nbhelpers.training.weights import Scheduled

@@ -16,11 +16,12 @@ import pytest
 import sevir
 from test_fit import assert_equal_runs
 from toy import ToyConfig, ToyTask
+from toy_gan import GanConfig, GanTask
 
 from nbhelpers.core.errors import UserError
 from nbhelpers.stages.perceptual_unet.config import Config
 from nbhelpers.stages.perceptual_unet.task import NowcastTask
-from nbhelpers.training import checkpoint, history, mirror
+from nbhelpers.training import checkpoint, history, mirror, pointers
 from nbhelpers.training.fit import fit
 from nbhelpers.training.flexible import SchedulerParams
 from nbhelpers.training.guards.watch import read_guards
@@ -61,6 +62,14 @@ def nowcast_task(folder: Path, workers: int) -> NowcastTask:
     return NowcastTask(config, folder / "data")
 
 
+def gan_task(folder: Path, workers: int) -> GanTask:
+    """Two phases, two optimizers, a spectral norm, an average, accumulation and ranked checkpoints."""
+    config = GanConfig(
+        pixel_epochs=3, adversarial_epochs=3, workers=workers, batch_size=1, accumulate=5, ema_decay=0.9, keep=2
+    )
+    return GanTask(config)
+
+
 def _train(make: MakeTask, folder: Path, workers: int, tell: Connection) -> None:
     """One process: take the run up, and say when each kind of moment begins."""
     multiprocessing.set_start_method("fork", force=True)  # for the loader's workers, as in any other process
@@ -94,7 +103,8 @@ def _readable(run: Run) -> None:
     assert [row["epoch"] for row in rows] == list(range(1, len(rows) + 1))
     history.read_rows(run.ledger_file)
     read_guards(run)
-    checkpoint.find(run, "best")
+    for name in pointers.names(run):
+        checkpoint.find(run, name)
     last = checkpoint.find(run, "last")
     if last is not None:
         checkpoint.load_state(last)
@@ -124,7 +134,7 @@ def _kill_at(make: MakeTask, folder: Path, workers: int, moment: str, count: int
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("make", [toy_task, nowcast_task])
+@pytest.mark.parametrize("make", [toy_task, nowcast_task, gan_task])
 def test_killed_at_many_moments_it_is_the_run_in_one_go(make: MakeTask, workers: int, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for folder in (whole, killed):

@@ -14,7 +14,9 @@ from toy import STEPS_PER_EPOCH, ToyConfig, ToyTask, toy, train
 from nbhelpers.core.errors import UserError
 from nbhelpers.training import checkpoint
 from nbhelpers.training.fit import fit
-from nbhelpers.training.report import ledger_summary, make_report, read_report, table
+from nbhelpers.training.ledger_figure import ledger_figure
+from nbhelpers.training.ledger_summary import ledger_by_phase, ledger_rows, ledger_summary
+from nbhelpers.training.report import make_report, read_report, table
 from nbhelpers.training.run import Run
 
 
@@ -158,3 +160,26 @@ def test_the_ledgers_medians_leave_the_untrained_model_out() -> None:
     assert ledger_summary(rows) == {"mse": dict.fromkeys(keys, 2.0)}
     assert ledger_summary(rows[:1]) == {"mse": dict.fromkeys(keys, 100.0)}
     assert ledger_summary([]) == {}
+
+
+def test_the_last_phase_is_judged_and_a_ledger_without_phases_can_be_read() -> None:
+    """Before there were phases, ledger.csv had neither their column nor the optimizers'."""
+    keys = ("raw", "weight", "value_share", "grad_share", "cosine_to_total")
+    rows = [
+        {"step": step, "phase": phase, "optimizer": optimizer, "term": term, **dict.fromkeys(keys, value)}
+        for step, (phase, optimizer, term, value) in enumerate(
+            [("pixel", "g", "l1", 9.0), ("pixel", "g", "l1", 1.0)]
+            + [("gan", "g", "l1", 9.0), ("gan", "g", "l1", 2.0), ("gan", "d", "real", 9.0), ("gan", "d", "real", 3.0)]
+        )
+    ]
+    assert ledger_summary(rows) == {"l1": dict.fromkeys(keys, 2.0), "real": dict.fromkeys(keys, 3.0)}
+    found = ledger_by_phase(rows)
+    assert [(row["phase"], row["optimizer"], row["term"], row["raw"]) for row in found] == [
+        ("pixel", "g", "l1", 1.0), ("gan", "g", "l1", 2.0), ("gan", "d", "real", 3.0),
+    ]  # fmt: skip
+    assert ledger_rows(found)[0] == ["phase", "optimizer", "term", *keys]
+    old = [{key: row[key] for key in row if key not in ("phase", "optimizer")} for row in rows[:2]]
+    assert ledger_summary(old) == {"l1": dict.fromkeys(keys, 1.0)}
+    assert ledger_rows(ledger_by_phase(old))[0] == ["term", *keys]
+    for one in (rows, old, []):
+        assert ledger_figure(one).axes

@@ -21,8 +21,7 @@ from test_run_folder import file_size_limit
 from toy import COUNTS, HALVES, SIZE, STEPS_PER_EPOCH, ToyConfig, ToyTask, train
 
 from nbhelpers.core.errors import UserError
-from nbhelpers.training import checkpoint, ema, history, lock, mirror, session
-from nbhelpers.training import fit as fit_module
+from nbhelpers.training import checkpoint, ema, epoch_end, history, lock, mirror, session
 from nbhelpers.training.fit import Fitted, fit
 from nbhelpers.training.guards import watch
 from nbhelpers.training.guards.watch import read_guards
@@ -176,14 +175,14 @@ def test_the_button_while_the_average_is_in_the_model(
 def test_the_button_when_all_is_done_is_no_stop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tell = fit_module._tell
+    tell = epoch_end._tell
 
     def pressed(task: Any, row: Any, *more: Any) -> None:
         tell(task, row, *more)
         if row["epoch"] == 2:
             press()
 
-    monkeypatch.setattr(fit_module, "_tell", pressed)
+    monkeypatch.setattr(epoch_end, "_tell", pressed)
     fitted = train(tmp_path, epochs=2)
     assert (fitted.interrupted, fitted.epochs) == (False, 2)
     assert "Stopped" not in capsys.readouterr().out

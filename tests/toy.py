@@ -26,6 +26,7 @@ from nbhelpers.training.task import (
     Evaluation,
     Gate,
     LossTerm,
+    Milestone,
     Monitor,
     Phase,
     Predictor,
@@ -88,6 +89,7 @@ class ToyTask:
         self.fields: Mapping[str, Field] = {"input": field, "target": field}
         self.nulls: Mapping[str, Predictor] = {"as_it_is": lambda batch: batch[0], "zero": lambda batch: batch[0] * 0}
         self.monitor = Monitor(config.monitor, config.mode, config.patience, config.armed_after)
+        self.milestones: Sequence[Milestone] = ()
         self.loss_scheduler = None if config.scheduler is None else FlexibleScheduler(config.scheduler)
         self.event_level: float | None = None
 

@@ -12,7 +12,7 @@ from typing import Any
 from nbhelpers.core import flags, runtime, settings
 from nbhelpers.core.errors import UserError
 
-STAGES = ("perceptual-unet", "neural-operator")
+STAGES = ("perceptual-unet", "super-resolution", "neural-operator")
 STAGE_HELP = "the stage: " + ", ".join(STAGES)
 
 
@@ -53,8 +53,8 @@ def simulated_dir(stage: str, profile: str) -> Path:
     return runtime.workspace().data_dir / f"{stage}-{profile}"
 
 
-def open_existing(arguments: argparse.Namespace) -> tuple[Any, Any]:
-    """The run that the flags name, and its task with the settings it was trained with."""
+def existing_run(arguments: argparse.Namespace) -> Any:
+    """The run that the flags name."""
     from nbhelpers.training.run import Run
 
     output_dir = getattr(arguments, "output_dir", runtime.workspace().output_dir)
@@ -64,6 +64,13 @@ def open_existing(arguments: argparse.Namespace) -> tuple[Any, Any]:
     record = run.read_config()
     if record.get("stage") != arguments.stage:
         raise UserError(f"{run.folder} is a run of stage {record.get('stage')!r}, not {arguments.stage!r}.")
+    return run
+
+
+def open_existing(arguments: argparse.Namespace) -> tuple[Any, Any]:
+    """The run that the flags name, and its task with the settings it was trained with."""
+    run = existing_run(arguments)
+    record = run.read_config()
     stage = stage_commands(arguments.stage)
     config = stage.Config.for_profile(record["config"]["profile"]).replace(
         record["config"], source=str(run.config_file)

@@ -7,7 +7,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nbhelpers.cli.common import STAGE_HELP, STAGES, open_existing, print_summary, run_flags, stage_commands
+from nbhelpers.cli.common import (
+    STAGE_HELP,
+    STAGES,
+    existing_run,
+    open_existing,
+    print_summary,
+    run_flags,
+    stage_commands,
+)
 from nbhelpers.core.errors import UserError
 
 
@@ -20,7 +28,13 @@ def add(commands: Any) -> None:
         other = commands.add_parser(command, help=text)
         other.add_argument("stage", choices=STAGES, metavar="STAGE", help=STAGE_HELP)
         run_flags(other)
-        other.add_argument("--checkpoint", choices=("best", "last"), default="best", help="which weights")
+        other.add_argument(
+            "--checkpoint",
+            default="shipped",
+            metavar="NAME",
+            help="which weights: best, last, average, PHASE_best, … (default: the average where there is one, else the "
+            "best)",
+        )
         other.add_argument("--split", choices=("train", "val", "test"), default="test", help="which part of the data")
         other.set_defaults(run=run)
         if command == "evaluate":
@@ -28,6 +42,9 @@ def add(commands: Any) -> None:
         else:
             other.add_argument(
                 "--to", type=Path, metavar="PATH", help="output (default: forecasts.h5, or a folder, in the run folder)"
+            )
+            other.add_argument(
+                "--scene", type=Path, nargs="+", metavar="PATH", help="GeoTIFFs to apply the model to, not --split"
             )
 
     report = commands.add_parser("report", help="print a finished run's report, or a sweep's table")
@@ -48,19 +65,28 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
 
 def _predict(arguments: argparse.Namespace) -> int:
+    if arguments.scene:
+        return _predict_scenes(arguments)
     from nbhelpers.training import checkpoint
     from nbhelpers.training.opening import check_same_data
 
     task, run = open_existing(arguments)
     check_same_data(task, run)
-    found = checkpoint.find(run, arguments.checkpoint)
-    if found is None:
-        raise UserError(f"{run.folder} has no {arguments.checkpoint} checkpoint yet: train it first.")
+    _, found = checkpoint.asked_for(run, arguments.checkpoint)
     checkpoint.load_weights(found, task.modules)
     stage = stage_commands(arguments.stage)
     path = arguments.to or run.folder / stage.FORECASTS
     n = stage.write_forecasts(task, path, split=arguments.split, checkpoint=found.sha256)
     print(f"{n} forecasts of the {arguments.split} split: {path}")
+    return 0
+
+
+def _predict_scenes(arguments: argparse.Namespace) -> int:
+    predict = getattr(stage_commands(arguments.stage), "predict_scenes", None)
+    if predict is None:
+        raise UserError(f"{arguments.stage} has no scenes to predict: leave --scene out.")
+    for path, said in predict(existing_run(arguments), arguments.scene, arguments.to, which=arguments.checkpoint):
+        print(f"{path}: {said}")
     return 0
 
 

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from nbhelpers.core.disk import file_sha256
 from nbhelpers.core.errors import UserError
-from nbhelpers.training.run import Run, architecture_hash, read_json, write_json
+from nbhelpers.training import pointers
+from nbhelpers.training.run import Run, architecture_hash, write_json
 
-FORMAT = 3  # of state.pt; raised when its keys change
+FORMAT = 4  # of state.pt; raised when its keys change
 KEEP = 2  # newest checkpoints that stay beside the best one
 WEIGHTS, STATE = "model.safetensors", "state.pt"
 ABOUT = "checkpoint"  # key of the metadata in model.safetensors
@@ -38,8 +39,20 @@ class Checkpoint:
     sha256: str  # of model.safetensors: the identity that a report names
 
 
-def save(run: Run, *, step: int, modules: Mapping[str, nn.Module], state: Mapping[str, Any], best: bool) -> Checkpoint:
+def save(
+    run: Run,
+    *,
+    step: int,
+    modules: Mapping[str, nn.Module],
+    state: Mapping[str, Any],
+    best: bool,
+    ranked: Mapping[int, float] | None = None,
+) -> Checkpoint:
     """Write a checkpoint and point ``last.json`` (and ``best.json``) at it; older ones are pruned afterwards.
+
+    Args:
+        ranked: the steps whose checkpoints stay beside the best one, with their scores; they are listed in
+            ``best.json``, best first. None: no others do.
 
     Raises:
         UserError: the disk is full or the folder is gone; the checkpoints already there stay as they are.
@@ -49,28 +62,18 @@ def save(run: Run, *, step: int, modules: Mapping[str, nn.Module], state: Mappin
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        tensors = {
-            f"{name}.{key}": t.contiguous()
-            for name, module in modules.items()
-            for key, t in module.state_dict().items()
-        }
+        tensors = tensors_of(modules)
         whole = {"format": FORMAT, "step": step, "weights_sha256": _digest(tensors), **state}
         torch.save(_canonical(whole), temporary / STATE)
-        # One entry: safetensors writes several in random order, and equal checkpoints would have different sha256.
-        about = {
-            "step": step,
-            "architecture": architecture_hash(modules),
-            "state_sha256": file_sha256(temporary / STATE),
-        }
-        save_file(tensors, temporary / WEIGHTS, metadata={ABOUT: json.dumps(about)})
-        for name in (WEIGHTS, STATE):
-            _flush(temporary / name)
+        about = {"step": step, "architecture": architecture_hash(modules)}
+        write_weights(temporary, tensors, {**about, "state_sha256": file_sha256(temporary / STATE)})
+        _flush(temporary / STATE)
         os.replace(temporary, folder)
         checkpoint = Checkpoint(folder, step, file_sha256(folder / WEIGHTS))
-        pointer = {"step": step, "path": f"checkpoints/{folder.name}", "sha256": checkpoint.sha256}
+        pointer = pointer_to(checkpoint)
         # In this order: a run killed in between does the epoch again and finds the best one again.
-        if best:
-            write_json(run.checkpoints / "best.json", pointer)
+        if best or (ranked and step in ranked):
+            write_json(run.checkpoints / "best.json", _best_pointer(run, pointer, best, ranked))
         write_json(run.checkpoints / "last.json", pointer)
     except (OSError, SafetensorError, RuntimeError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -82,27 +85,78 @@ def save(run: Run, *, step: int, modules: Mapping[str, nn.Module], state: Mappin
     return checkpoint
 
 
+def tensors_of(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """Everything that a checkpoint's weights file holds, named ``module.tensor``."""
+    return {
+        f"{name}.{key}": t.contiguous() for name, module in modules.items() for key, t in module.state_dict().items()
+    }
+
+
+def write_weights(folder: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    """Write a weights file and flush it to disk; ``about`` (step, architecture, …) goes into its header."""
+    # One entry: safetensors writes several in random order, and equal checkpoints would have different sha256.
+    save_file(dict(tensors), folder / WEIGHTS, metadata={ABOUT: json.dumps(about)})
+    _flush(folder / WEIGHTS)
+
+
+def pointer_to(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What a pointer says of a checkpoint of the run."""
+    path = f"{checkpoint.folder.parent.name}/{checkpoint.folder.name}"
+    return {"step": checkpoint.step, "path": path, "sha256": checkpoint.sha256}
+
+
+def _best_pointer(
+    run: Run, newest: Mapping[str, Any], is_best: bool, ranked: Mapping[int, float] | None
+) -> dict[str, Any]:
+    """What ``best.json`` says after a checkpoint that is the best one, or one of the ranked."""
+    there = pointers.read(run, "best") or {}
+    if ranked is None:
+        return dict(newest)
+    known = {one["step"]: one for one in (*there.get("ranked", ()), newest)}
+    listed = [{**known[step], "value": value} for step, value in ranked.items() if step in known]
+    best = newest if is_best else there
+    return {**{key: best[key] for key in ("step", "path", "sha256")}, "ranked": listed}
+
+
+def asked_for(run: Run, which: str) -> tuple[str, Checkpoint]:
+    """The name and the checkpoint of the weights that somebody wants to use.
+
+    "shipped" is the average, else the best, else the last: a greedy average is never worse on validation than the best
+    checkpoint alone, and a run that was stopped before its first validation has neither.
+
+    Raises:
+        UserError: there is no checkpoint of that name.
+    """
+    names = pointers.names(run)
+    if not names:
+        raise UserError(f"{run.folder} has no checkpoint yet: train it first.")
+    if which == "shipped":
+        which = next((name for name in ("average", "best") if name in names), "last")
+    if which not in names or (found := find(run, which)) is None:
+        raise UserError(f"{run.folder} has no checkpoint {which!r}: choose one of {', '.join(names)}.")
+    return which, found
+
+
+def parents(checkpoint: Checkpoint) -> dict[str, Any]:
+    """For an average, ``{"parents": [{"step": …, "sha256": …}, …]}``; nothing for other checkpoints."""
+    with _open_weights(checkpoint.folder / WEIGHTS) as file:
+        return {key: value for key, value in _about(file).items() if key == "parents"}
+
+
 def find(run: Run, which: str) -> Checkpoint | None:
-    """The checkpoint that ``last.json`` or ``best.json`` points to; None when there is none yet.
+    """The checkpoint that ``<which>.json`` points to, e.g. "last", "best" or "pixel_best"; None when there is none.
 
     Raises:
         UserError: the pointer names a checkpoint that is gone or whose weights have changed since.
     """
-    while (pointer := _pointer(run, which)) is not None:
+    while (pointer := pointers.read(run, which)) is not None:
         try:
             return _pointed_to(run, which, pointer)
         except (UserError, OSError):
-            if _pointer(run, which) == pointer:
+            if pointers.read(run, which) == pointer:
                 raise
             # A run in training has moved on while its checkpoint was being read.
     return None
-
-
-def _pointer(run: Run, which: str) -> dict[str, Any] | None:
-    pointer_file = run.checkpoints / f"{which}.json"
-    if not pointer_file.exists():
-        return None
-    return read_json(pointer_file, what="a checkpoint pointer {step, path, sha256}")
 
 
 def _pointed_to(run: Run, which: str, pointer: Mapping[str, Any]) -> Checkpoint:
@@ -111,15 +165,23 @@ def _pointed_to(run: Run, which: str, pointer: Mapping[str, Any]) -> Checkpoint:
         raise UserError(
             f"{pointer_file} has {', '.join(pointer) or 'nothing'}, expected step, path and sha256: delete it."
         )
-    folder = run.folder / str(pointer["path"])
+    return verify(run.folder / str(pointer["path"]), pointer, pointer_file.name)
+
+
+def verify(folder: Path, pointer: Mapping[str, Any], pointer_name: str) -> Checkpoint:
+    """The checkpoint in ``folder`` of which a pointer tells step and sha256.
+
+    Raises:
+        UserError: there is none, or its weights have changed since.
+    """
     if not (folder / WEIGHTS).is_file():
         raise UserError(
-            f"{pointer_file} points to {folder}, which has no {WEIGHTS}: restore it or delete {pointer_file.name}."
+            f"{pointer_name} points to {folder}, which has no {WEIGHTS}: restore it or delete {pointer_name}."
         )
     digest = file_sha256(folder / WEIGHTS)
     if digest != pointer["sha256"]:
         raise UserError(
-            f"{folder / WEIGHTS} has sha256 {digest[:12]}…, but {pointer_file.name} recorded "
+            f"{folder / WEIGHTS} has sha256 {digest[:12]}…, but {pointer_name} recorded "
             f"{pointer['sha256'][:12]}…: the file is damaged; restore it from a copy."
         )
     return Checkpoint(folder, int(pointer["step"]), digest)
@@ -232,19 +294,12 @@ def _flush(path: Path) -> None:
 
 def point_at(run: Run, checkpoint: Checkpoint) -> None:
     """Make ``checkpoint``, one of the run's own, its last: the run goes back to it."""
-    path = f"{run.checkpoints.name}/{checkpoint.folder.name}"
-    write_json(run.checkpoints / "last.json", {"step": checkpoint.step, "path": path, "sha256": checkpoint.sha256})
-
-
-def _names(run: Run) -> set[str]:
-    """Folders that the pointers name."""
-    pointers = (_pointer(run, which) for which in ("last", "best"))
-    return {Path(str(pointer["path"])).name for pointer in pointers if pointer is not None}
+    write_json(run.checkpoints / "last.json", pointer_to(checkpoint))
 
 
 def _free_folder(run: Run, step: int) -> Path:
     """Where to write a checkpoint of ``step``. What a pointer names is never replaced, not even for an instant."""
-    name, named = f"step_{step:06d}", _names(run)
+    name, named = f"step_{step:06d}", pointers.named_folders(run)
     number = 1
     while (candidate := name if number == 1 else f"{name}-{number}") in named:
         number += 1
@@ -263,10 +318,11 @@ def _prune(run: Run, step: int) -> None:
 
     Later steps are there when a run was taken up from one of its earlier checkpoints; they do not count as newest.
     """
-    named = _names(run)
+    named = pointers.named_folders(run)
     found = {f: re.fullmatch(r"step_(\d+)(?:-(\d+))?", f.name) for f in run.checkpoints.iterdir()}
     order = {folder: (int(match[1]), int(match[2] or 1)) for folder, match in found.items() if match}
     folders = sorted((folder for folder in order if order[folder][0] <= step), key=lambda folder: order[folder])
-    for folder in folders[:-KEEP]:
+    averages = [folder for folder in found if folder.name.startswith("average_")]
+    for folder in (*folders[:-KEEP], *averages):
         if folder.name not in named:
             shutil.rmtree(folder)

@@ -7,7 +7,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,22 +19,22 @@ from tqdm.auto import tqdm
 
 from nbhelpers.core.errors import UserError
 from nbhelpers.core.runtime import is_notebook, pick_device, pick_precision, seed_everything
-from nbhelpers.training import history
+from nbhelpers.training import border, history
 from nbhelpers.training.ema import Ema
-from nbhelpers.training.guards.guard import Epoch, GuardStop, Step
+from nbhelpers.training.epoch_end import finish_epoch, score
+from nbhelpers.training.guards.guard import GuardStop, Step
 from nbhelpers.training.guards.memory import measure, out_of_memory
 from nbhelpers.training.guards.rehearsal import rehearse
 from nbhelpers.training.guards.watch import Watch
 from nbhelpers.training.ledger import LEDGER_EVERY, LEDGER_FIRST
 from nbhelpers.training.lock import locked
-from nbhelpers.training.metrics import values
 from nbhelpers.training.run import Run
 from nbhelpers.training.saving import Saver
 from nbhelpers.training.session import Session, leave, take_up
-from nbhelpers.training.state import EpochSums
 from nbhelpers.training.step import optimizer_step
 from nbhelpers.training.stop_button import StopButton
-from nbhelpers.training.task import Batch, Evaluation, Phase, Task
+from nbhelpers.training.task import Batch, Phase, Task
+from nbhelpers.training.weight_average import greedy_average
 
 SAVE_MINUTES = 5.0  # between checkpoints within an epoch
 
@@ -47,7 +47,7 @@ class Fitted:
     epochs: int  # finished epochs, those of earlier calls included
     resumed_from: int | None  # step at which an earlier run was taken up
     interrupted: bool  # stopped by the user; run again to go on
-    stopped_early: bool = False  # the monitor's patience ran out
+    stopped_early: bool = False  # the patience of the last phase's monitor ran out
 
 
 def fit(
@@ -75,6 +75,8 @@ def fit(
         SystemExit: the process was told to end (SIGTERM); the run is saved.
         UserError: a checkpoint that does not fit, a disk that is full, a folder that another process trains in.
     """
+    if any(phase.keep > 1 for phase in task.phases[:-1]):
+        raise ValueError("only the last phase's checkpoints are averaged: the others must have keep=1")
     with locked(run), StopButton() as stop:
         device = pick_device()
         accelerator = _accelerator(device, tracker, run, task)
@@ -141,23 +143,46 @@ def _prepared(phase: Phase, accelerator: Accelerator) -> Phase:
 
 
 def _train(session: Session, *, fresh: bool) -> None:
-    """All that is left of the run."""
-    task, progress = session.task, session.progress
-    first = 0
-    rehearsed = False
-    for phase in session.phases:
-        for epoch in range(max(first, progress.epoch), first + phase.epochs):
-            if session.patience_ran_out():
-                return
-            if not rehearsed:
-                _reseed(task, progress.step)
-                session.watch.before(rehearse(task, phase, session.modules, step=progress.step))
-                rehearsed = True
+    """All that is left of the run, phase by phase."""
+    progress = session.progress
+    ahead = len(session.phases)  # phases to rehearse: at first all that are left, so that no fault waits for its turn
+    while True:
+        while not session.phase_is_over:
+            if ahead:
+                _rehearse(session, session.phases[progress.phase :][:ahead])
+                ahead = 0
+            border.begin_epoch(session)
             if fresh and progress.step == 0:
                 # A run stopped in its first epoch is done again from here, also by a task that has trained a bit of it.
                 session.save()
-            _train_epoch(session, phase, epoch)
-        first += phase.epochs
+            _train_epoch(session, session.phase, progress.epoch)
+        border.end_phase(session)
+        if session.is_over:
+            break
+        border.next_phase(session)
+        ahead = ahead or 1  # again, now that it begins: with the weights that it starts from
+    if session.average_is_due:
+        greedy_average(session)
+
+
+def _rehearse(session: Session, phases: Sequence[Phase]) -> None:
+    """Show the guards the running phase, and those of ``phases`` that come after it, on their first batches."""
+    task, progress = session.task, session.progress
+    epoch, step = progress.began_epoch, progress.began_step
+    for phase in [phase for phase in phases if phase.epochs]:
+        _reseed(task, progress.step)
+        shown = rehearse(
+            task,
+            phase,
+            session.modules,
+            step=progress.step,
+            began=(epoch, step),
+            surveys=session.surveys,
+            is_ahead=phase is not session.phase,
+        )
+        session.surveys = shown.surveys
+        session.watch.before(shown)
+        epoch, step = epoch + phase.epochs, step + phase.epochs * shown.steps_per_epoch
 
 
 def _train_epoch(session: Session, phase: Phase, epoch: int) -> None:
@@ -170,10 +195,11 @@ def _train_epoch(session: Session, phase: Phase, epoch: int) -> None:
     quiet = not (is_notebook() or sys.stderr.isatty())
     title = f"epoch {epoch + 1}/{session.epochs}"
     first = progress.step - math.ceil(progress.batch / task.config.accumulate)
+    begun = epoch - progress.began_epoch
     with tqdm(total=n_batches, initial=progress.batch, desc=title, leave=False, disable=quiet, unit="batch") as bar:
         for window in _windows(loader, task.config.accumulate):
             with session.stop.held():
-                _step(session, phase, window, time=epoch + progress.batch / n_batches, n_batches=n_batches)
+                _step(session, phase, window, time=begun + progress.batch / n_batches, n_batches=n_batches)
                 progress.step += 1
                 progress.batch += len(window)
                 progress.seconds = before + time.monotonic() - began
@@ -182,11 +208,11 @@ def _train_epoch(session: Session, phase: Phase, epoch: int) -> None:
             bar.update(len(window))
             if not quiet:
                 bar.set_postfix({name: f"{v:.4g}" for name, v in progress.sums.means().items()}, refresh=False)
-    row, scored = _score(session, phase, epoch)
+    row, scored = score(session, epoch)
     row["seconds"] = round(before + time.monotonic() - began, 2)
     row |= measure()
     with session.stop.held():
-        _finish_epoch(session, phase, row, scored, steps=progress.step - first)
+        finish_epoch(session, row, scored, steps=progress.step - first)
     accelerator.log({key: value for key, value in row.items() if isinstance(value, (int, float))}, step=progress.step)
     if session.on_epoch is not None:
         session.on_epoch(history.read_rows(session.run.history_file))
@@ -217,14 +243,15 @@ def _step(session: Session, phase: Phase, window: list[Batch], *, time: float, n
         balance=session.balance,
         time=time,
         probing=LEDGER_FIRST * task.config.accumulate / n_batches,
-        with_shares=progress.step < LEDGER_FIRST or progress.step % LEDGER_EVERY == 0,
+        with_shares=progress.step - progress.began_step < LEDGER_FIRST or progress.step % LEDGER_EVERY == 0,
     )
     stepped = False
     for outcome in outcomes:
-        progress.sums.add(outcome)
+        progress.sums.add(outcome, several=len(phase.optimizers) > 1)
         stepped |= outcome.skipped is None
         if outcome.shares is not None:
-            session.saver.ledger_rows += [{"step": progress.step, **entry.row()} for entry in outcome.shares]
+            where = {"step": progress.step, "phase": phase.name, "optimizer": outcome.update.optimizer}
+            session.saver.ledger_rows += [{**where, **entry.row()} for entry in outcome.shares]
         session.watch.on_step(
             Step(
                 task,
@@ -239,6 +266,7 @@ def _step(session: Session, phase: Phase, window: list[Batch], *, time: float, n
                 outcome.shares,
                 outcome.skipped,
                 outcome.suspects,
+                outcome.accuracy,
             )
         )
     if stepped and session.ema is not None:
@@ -248,67 +276,3 @@ def _step(session: Session, phase: Phase, window: list[Batch], *, time: float, n
 def _reseed(task: Task, step: int) -> None:
     """All generators as a function of (seed, step) alone."""
     seed_everything(int(np.random.SeedSequence([task.config.seed, step]).generate_state(1)[0]))
-
-
-def _score(session: Session, phase: Phase, epoch: int) -> tuple[dict[str, Any], Evaluation]:
-    """The epoch's row of history.csv, and the scores it was made from."""
-    task, progress, sums = session.task, session.progress, session.progress.sums
-    for module in task.modules.values():
-        module.eval()
-    with session.averaged():
-        scored = task.evaluate("val")
-    row: dict[str, Any] = {"epoch": epoch + 1, "step": progress.step, "phase": phase.name}
-    row |= {f"train_{name}": value for name, value in sums.means().items()}
-    low, high = (sums.low, sums.high) if sums.counts else (None, None)  # every step may have been skipped
-    row |= {"train_prediction_min": low, "train_prediction_max": high, "train_skill": sums.skill()}
-    row |= {"skipped_steps": sums.skipped}
-    row |= {f"val_{name}": value for name, value in values(scored.metrics).items()}
-    for name, spread in scored.spreads.items():
-        row |= {f"val_{name}_min": spread.low, f"val_{name}_max": spread.high}
-    row |= {f"lr_{name}": optimizer.param_groups[0]["lr"] for name, optimizer in phase.optimizers.items()}
-    if task.loss_scheduler is not None:  # with the weights that this epoch had
-        row |= {f"schedule_{name}": weight for name, weight in task.loss_scheduler.get_loss_weights().items()}
-    return row, scored
-
-
-def _finish_epoch(session: Session, phase: Phase, row: dict[str, Any], scored: Evaluation, *, steps: int) -> None:
-    """Rows, guards and a checkpoint, in this order: what the guards remember belongs to the checkpoint."""
-    task, run, progress, scheduler = session.task, session.run, session.progress, session.task.loss_scheduler
-    monitored = row[f"val_{task.monitor.metric}"]
-    is_best = task.monitor.better(monitored, progress.best)
-    if is_best:
-        progress.best, progress.stale = monitored, 0
-    elif row["epoch"] > task.monitor.armed_after and (scheduler is None or scheduler.finished):
-        progress.stale += 1
-    moved = ""
-    if scheduler is not None and scheduler.step(row["epoch"], values(scored.metrics)):
-        weights = ", ".join(f"{name} {weight:.3g}" for name, weight in scheduler.get_loss_weights().items())
-        moved = f"loss weights from now on: {weights} ({scheduler.events[-1][3]})"
-        if row["epoch"] < session.epochs:
-            # What was best under other weights is no measure of what comes: the best has the last weights.
-            progress.best, progress.stale = None, 0
-    progress.epoch, progress.batch, progress.seconds, progress.sums = row["epoch"], 0, 0.0, EpochSums()
-    history.append_rows(run.history_file, [row])
-    _tell(task, row, session.epochs, is_best)
-    if moved:
-        print(moved, flush=True)
-    rows = history.read_rows(run.history_file)
-    session.watch.on_epoch(Epoch(task, session.modules, phase, row["epoch"], progress.step, steps, rows, scored))
-    session.save(best=is_best or progress.best is None)
-    if session.patience_ran_out():
-        print(
-            f"Stopped early: val_{task.monitor.metric} has not improved for {task.monitor.patience} epochs. The best "
-            "checkpoint is the one from before; a larger patience goes on from here."
-        )
-
-
-def _tell(task: Task, row: Mapping[str, Any], total_epochs: int, is_best: bool) -> None:
-    """One plain line an epoch: what a log file keeps when the progress bars are gone."""
-    shown = {"loss": row.get("train_total", float("nan"))}
-    shown |= {name: row[name] for name in ("val_mse",) if name in row}
-    shown[f"val_{task.monitor.metric}"] = row[f"val_{task.monitor.metric}"]
-    numbers = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
-    print(
-        f"epoch {row['epoch']}/{total_epochs}  {numbers}  {row['seconds']:.0f} s{'  best so far' if is_best else ''}",
-        flush=True,
-    )

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from nbhelpers.core.disk import file_sha256
 from nbhelpers.core.errors import UserError
-from nbhelpers.training import checkpoint
-from nbhelpers.training.run import Run, read_json, write_json
+from nbhelpers.training import checkpoint, pointers
+from nbhelpers.training.run import Run, write_json
 
 # Small files beside config.json; those that exist are copied.
 FILES = ("history.csv", "ledger.csv", "guards.json", "report.json", "report.md")
@@ -84,30 +84,34 @@ def pull(run: Run, second: Path) -> bool:
 
 def _copy(source: Run, target: Run) -> None:
     """Everything from ``source`` to ``target``, in the order that keeps ``target`` readable."""
-    pointers, there = _pointers(source), _pointers(target)
+    listed, there = _pointers(source), _pointers(target)
     target.checkpoints.mkdir(exist_ok=True)
+    known = {one["sha256"]: one["path"] for pointer in there.values() for one in _entries(pointer)}
     placed: dict[str, str] = {}  # where the target keeps a checkpoint, by its sha256
-    for which, pointer in pointers.items():
-        digest = pointer["sha256"]
-        if digest in placed:
-            continue
-        # A folder that a pointer names was verified when it came, and the sha256 of the weights, whose header holds
-        # that of the state, tells it from every other: hashing it again would read it all back at every save.
-        known = [p["path"] for p in there.values() if p["sha256"] == digest]
-        if known and _sizes(target.folder / known[0]) == _sizes(source.folder / pointer["path"]):
-            placed[digest] = known[0]
-        else:
-            checkpoint.find(source, which)  # raises where the source is damaged itself
-            placed[digest] = _copy_checkpoint(source.folder / pointer["path"], target)
+    for which, pointer in listed.items():
+        for one in _entries(pointer):
+            if (digest := one["sha256"]) in placed:
+                continue
+            # A folder that a pointer names was verified when it came, and the sha256 of the weights, whose header holds
+            # that of the state, tells it from every other: hashing it again would read it all back at every save.
+            place, folder = known.get(digest), source.folder / one["path"]
+            if place is None or _sizes(target.folder / place) != _sizes(folder):
+                checkpoint.verify(folder, one, f"{which}.json")  # raises where the source is damaged itself
+                place = _copy_checkpoint(folder, target)
+            placed[digest] = place
     for file in FILES:
         _copy_file(source.folder / file, target.folder / file)
     for figure in sorted(source.figures.glob("*.png")):
         target.figures.mkdir(exist_ok=True)
         _copy_file(figure, target.figures / figure.name)
-    for which, pointer in pointers.items():
+    for which, pointer in listed.items():
         pointer = {**pointer, "path": placed[pointer["sha256"]]}
+        if "ranked" in pointer:
+            pointer["ranked"] = [{**one, "path": placed[one["sha256"]]} for one in pointer["ranked"]]
         if there.get(which) != pointer:
             write_json(target.checkpoints / f"{which}.json", pointer)
+    for which in there.keys() - listed.keys():  # a phase that had ended and goes on
+        pointers.forget(target, which)
     _copy_file(source.config_file, target.config_file)
 
 
@@ -150,23 +154,14 @@ def _copy_verified(source: Path, target: Path) -> None:
         raise OSError(f"{target} does not read back as it was written")
 
 
-def _pointers(run: Run) -> dict[str, dict[str, Any]]:
-    """``best.json`` and ``last.json`` of a run, in the order they are written in; those that exist."""
-    pointers = {}
-    for which in ("best", "last"):
-        file = run.checkpoints / f"{which}.json"
-        if not file.exists():
-            continue
-        pointer = read_json(file, what="a checkpoint pointer {step, path, sha256}")
-        parts = Path(str(pointer.get("path"))).parts
-        # Checked because folders are made and removed by these names.
-        inside = len(parts) == 2 and parts[0] == run.checkpoints.name and parts[1].startswith("step_")
-        if not inside or not {"step", "sha256"} <= pointer.keys():
-            raise UserError(
-                f"{file} holds {pointer}, expected step, sha256 and a path such as checkpoints/step_000123: delete it."
-            )
-        pointers[which] = pointer
-    return pointers
+def _pointers(run: Run) -> dict[str, pointers.Pointer]:
+    """The pointers of a run, in the order in which they are written: the last one commits the others."""
+    return {which: pointers.check(run, which) for which in pointers.names(run)}
+
+
+def _entries(pointer: pointers.Pointer) -> list[Mapping[str, Any]]:
+    """What a pointer names: its own checkpoint, and the ranked ones beside it."""
+    return [pointer, *pointer.get("ranked", ())]
 
 
 def _last_step(run: Run) -> int:
@@ -181,9 +176,9 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 def _prune(copy: Run) -> None:
     """Delete the checkpoints that no pointer names."""
-    named = {Path(pointer["path"]).name for pointer in _pointers(copy).values()}
-    for folder in copy.checkpoints.glob("step_*"):
-        if folder.name not in named:
+    named = {Path(path).name for pointer in _pointers(copy).values() for path in pointers.folders(pointer)}
+    for folder in copy.checkpoints.glob("*_*"):
+        if folder.is_dir() and folder.name not in named:
             shutil.rmtree(folder)
 
 

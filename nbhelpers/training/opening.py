@@ -53,7 +53,7 @@ def open_run(task: Task, output_dir: Path, run_name: str, *, resume: str = "auto
         # A run that goes on may have changed in fields such as the epochs; one that has not begun in everything.
         if old["config"] != record["config"] if _has_begun(run) else old != record:
             with locked(run), writing(run.config_file):
-                _check_end(run, old["config"], record["config"])
+                _check_end(task, run, old["config"], record["config"])
                 write_json(run.config_file, record)
         return run
     if run.folder.exists() and (not run.folder.is_dir() or any(run.folder.iterdir())):
@@ -64,16 +64,19 @@ def open_run(task: Task, output_dir: Path, run_name: str, *, resume: str = "auto
     return run
 
 
-def _check_end(run: Run, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+def _check_end(task: Task, run: Run, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Say what another number of epochs means, and refuse one that is behind the run already."""
+    rows = read_rows(run.history_file)
+    for phase in task.phases:
+        done = sum(row["phase"] == phase.name for row in rows)
+        if done > phase.epochs:
+            which = f" of phase {phase.name!r}" if len(task.phases) > 1 else ""
+            raise UserError(
+                f"{run.folder} has {done} finished epochs{which} and {phase.epochs} are asked for: ask for at least as "
+                "many, go back to an earlier checkpoint (--resume PATH) in a run of another name, or leave it as it is."
+            )
     if old.get("epochs") == new.get("epochs"):
         return
-    rows = read_rows(run.history_file)
-    if rows and rows[-1]["epoch"] > new["epochs"]:
-        raise UserError(
-            f"{run.folder} has {rows[-1]['epoch']} finished epochs and {new['epochs']} are asked for: ask for at least "
-            "as many, go back to an earlier checkpoint (--resume PATH) in a run of another name, or leave it as it is."
-        )
     print(
         f"This run was planned for {old.get('epochs')} epochs and now ends at {new.get('epochs')}; a learning rate "
         "that falls to the end of the run follows the new number."

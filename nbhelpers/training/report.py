@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
-from statistics import median
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -12,62 +12,61 @@ from tqdm.auto import tqdm
 from nbhelpers.core.errors import UserError
 from nbhelpers.core.runtime import environment, pick_device
 from nbhelpers.training import checkpoint, history, mirror
+from nbhelpers.training.checkpoint import Checkpoint
 from nbhelpers.training.guards.guard import Finding
 from nbhelpers.training.guards.watch import read_guards
-from nbhelpers.training.ledger import LEDGER_EVERY, LEDGER_FIRST
 from nbhelpers.training.ledger_figure import ledger_figure
+from nbhelpers.training.ledger_summary import ledger_by_phase, ledger_rows, ledger_summary, settled_step
 from nbhelpers.training.metrics import Metric, paired_difference, summarise
 from nbhelpers.training.opening import check_same_data
 from nbhelpers.training.run import Run, read_json, replacing, write_json, writing
 from nbhelpers.training.tables import ARROWS, MARKS, md_table, save_figures
-from nbhelpers.training.task import Gate, Task
+from nbhelpers.training.task import Gate, Task, monitor_of
 
 
 def make_report(
-    task: Task, run: Run, *, which: str = "best", split: str = "test", reference: Run | None = None
+    task: Task, run: Run, *, which: str = "shipped", split: str = "test", reference: Run | None = None
 ) -> dict[str, Any]:
     """Score a run's checkpoint and the null predictors on ``split``; write report.json, report.md and figures.
 
-    The weights of ``which`` ("best" by the monitor, or "last") are loaded into the task, so every number is theirs. A
-    run that was stopped before its first validation has no best yet: then it is the last, and the report says so.
+    The weights of ``which`` are loaded into the task, so every number is theirs: "best" by the monitor, "last",
+    "average", "<phase>_best", …, or "shipped", which is the average where there is one, else the best, else (in a run
+    that was stopped before its first validation) the last; the report says which it was. The best checkpoints of
+    earlier phases stand among the baselines, each row of one checkpoint that the report names.
 
     Args:
         reference: a run of the same stage and data to compare with in the verdict (the one without the extra term).
 
     Raises:
-        UserError: no checkpoint yet, or a reference without a report on the same data and split.
+        UserError: no checkpoint of that name, or a reference without a report on the same data and split.
     """
-    found = checkpoint.find(run, which)
-    if found is None and which == "best":
-        which, found = "last", checkpoint.find(run, "last")
-    if found is None:
-        raise UserError(f"{run.folder} has no checkpoint yet: train it first.")
+    which, found = checkpoint.asked_for(run, which)
     data = {**task.describe_data(), "scored_split": split}
     other_run = _reference(reference, data)
     check_same_data(task, run)
-    checkpoint.load_weights(found, task.modules)
     device = pick_device()
     task.to(device)
     for module in task.modules.values():
         module.to(device).eval()
-    scores: dict[str, Mapping[str, Metric]] = {"model": task.evaluate(split).metrics}
+    scores: dict[str, Mapping[str, Metric]] = {}
+    earlier = {name: one for name, one in _earlier_phases(task, run).items() if name != which}
+    for name, one in [*earlier.items(), ("model", found)]:  # the model last: its weights stay in the task
+        checkpoint.load_weights(one, task.modules)
+        scores[name] = task.evaluate(split).metrics
     for name, predictor in tqdm(task.nulls.items(), desc="baselines", leave=False, disable=None):
         scores[name] = task.evaluate(split, predictor).metrics
     model = scores.pop("model")
     # What only the model has (a loss term followed on validation) belongs to history.csv: here every row is compared.
     model = {name: metric for name, metric in model.items() if all(name in theirs for theirs in scores.values())}
-    rows = history.read_rows(run.history_file)
+    rows, ledger = history.read_rows(run.history_file), history.read_rows(run.ledger_file)
+    settled = settled_step(rows)
     report: dict[str, Any] = {
         "stage": task.stage,
         "run": run.name,
         "profile": task.config.profile,
         "remarks": [*_unfinished(task, run), *task.remarks()],
-        "checkpoint": {
-            "name": which,
-            "step": found.step,
-            "path": f"checkpoints/{found.folder.name}",
-            "sha256": found.sha256,
-        },
+        "checkpoint": {"name": which, **_named(found), **checkpoint.parents(found)},
+        "earlier_phases": {name: _named(one) for name, one in earlier.items()},  # rows among the baselines
         "data": data,
         "config": dataclasses.asdict(task.config),
         "metrics": {name: summarise(metric) for name, metric in model.items()},
@@ -78,7 +77,8 @@ def make_report(
             }
             for null, theirs in scores.items()
         },
-        "ledger": ledger_summary(history.read_rows(run.ledger_file), since=settled_step(rows)),
+        "ledger": ledger_summary(ledger, since=settled),
+        "ledger_by_phase": ledger_by_phase(ledger, since=settled),
         "guards": read_guards(run),
         "device": environment()["device"],
         "train_seconds": sum(row["seconds"] for row in rows),
@@ -86,7 +86,7 @@ def make_report(
     gates, verdict = task.judge(report, rows, other_run)
     report["gates"] = [dataclasses.asdict(gate) for gate in gates]
     report["verdict"] = dataclasses.asdict(verdict)
-    figures = [*task.figures(report, rows), ("ledger", ledger_figure(history.read_rows(run.ledger_file)))]
+    figures = [*task.figures(report, rows), ("ledger", ledger_figure(ledger))]
     with writing(run.folder):
         save_figures(run.figures, figures)
         with replacing(run.folder / "report.md") as file:
@@ -100,19 +100,38 @@ def make_report(
     return report
 
 
+def _earlier_phases(task: Task, run: Run) -> dict[str, Checkpoint]:
+    """The best checkpoint of each phase but the last, by name: what did the later phases change?"""
+    names = [f"{phase.name}_best" for phase in task.phases[:-1]]
+    found = {name: checkpoint.find(run, name) for name in names}
+    return {name: one for name, one in found.items() if one is not None}
+
+
+def _named(found: Checkpoint) -> dict[str, Any]:
+    return {"step": found.step, "path": f"checkpoints/{found.folder.name}", "sha256": found.sha256}
+
+
 def _unfinished(task: Task, run: Run) -> list[str]:
     """What a reader must know of a run that did not train as long as it was meant to."""
-    planned = sum(phase.epochs for phase in task.phases)
     last = checkpoint.find(run, "last")
     if last is None:
         return []
-    progress, patience = checkpoint.load_state(last)["progress"], task.monitor.patience
-    if progress["epoch"] >= planned:
-        return []
-    done = f"{progress['epoch']} of {planned} epochs"
-    if patience is not None and progress["stale"] >= patience:
-        return [f"Stopped early after {done}: {progress['stale']} without a better {task.monitor.metric}."]
-    return [f"Not finished: {done} are trained."]
+    progress, remarks = checkpoint.load_state(last)["progress"], []
+    rows = [row for row in history.read_rows(run.history_file) if row["epoch"] <= progress["epoch"]]
+    for number, phase in enumerate(task.phases):
+        epochs = sum(row["phase"] == phase.name for row in rows)
+        done = f"{epochs} of {phase.epochs} epochs"
+        done += f" of phase {phase.name!r}" if len(task.phases) > 1 else ""
+        monitor = monitor_of(task, phase)
+        patience = math.inf if monitor.patience is None else monitor.patience
+        if epochs >= phase.epochs:
+            continue
+        if number < progress["phase"] or (number == progress["phase"] and progress["stale"] >= patience):
+            stale = progress["stale"] if number == progress["phase"] else monitor.patience
+            remarks.append(f"Stopped early after {done}: {stale} without a better {monitor.metric}.")
+        else:
+            remarks.append(f"Not finished: {done} are trained.")
+    return remarks
 
 
 def read_report(run: Run) -> dict[str, Any]:
@@ -141,35 +160,6 @@ def _reference(reference: Run | None, data: Mapping[str, Any]) -> dict[str, Any]
                 "same data and split."
             )
     return other
-
-
-def settled_step(history_rows: Sequence[Mapping[str, Any]]) -> int:
-    """The step from which on a loss scheduler's weights are those of the run's end; 0 without one."""
-    weights = [{key: value for key, value in row.items() if key.startswith("schedule_")} for row in history_rows]
-    step = 0
-    for row, now, after in zip(history_rows, weights, weights[1:], strict=False):
-        if after != now:
-            step = row["step"]
-    return step
-
-
-def ledger_summary(rows: Sequence[Mapping[str, Any]], *, since: int = 0) -> dict[str, dict[str, float]]:
-    """Medians over the run of what each term contributed; the first probe, of an untrained model, is left out.
-
-    Args:
-        since: the step from which on the weights are those that the run is judged with.
-    """
-    rows = [row for row in rows if row["step"] >= since]
-    if rows and rows[-1]["step"] >= 10 * LEDGER_FIRST:  # else the beginning, which is denser, would be most of a run
-        rows = [row for row in rows if row["step"] % LEDGER_EVERY == 0]
-    by_term: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        by_term.setdefault(row["term"], []).append(row)
-    keys = ("raw", "weight", "value_share", "grad_share", "cosine_to_total")
-    return {
-        term: {key: float(median(row[key] for row in (mine[1:] or mine))) for key in keys}
-        for term, mine in by_term.items()
-    }
 
 
 def table(report: Mapping[str, Any], names: Sequence[str] | None = None) -> list[list[str]]:
@@ -259,19 +249,18 @@ def as_markdown(report: Mapping[str, Any], headlines: Sequence[str], figures: Se
             lines += [md_table(rows), ""]
     if report["ledger"]:
         lines += ["", "## What each loss term contributed (medians)", ""]
-        lines += [
-            md_table(
-                [
-                    ["term", *next(iter(report["ledger"].values()))],
-                    *([term, *(f"{v:.4g}" for v in entry.values())] for term, entry in report["ledger"].items()),
-                ]
-            )
-        ]
+        lines += [md_table(ledger_rows(report["ledger_by_phase"]))]
     checkpoint_ = report["checkpoint"]
+    steps = [str(parent["step"]) for parent in checkpoint_.get("parents", ())]
+    of = f", the average of step {' and '.join(steps)}" if steps else ""
     lines += [
         "", "## What was scored", "",
-        f"- checkpoint `{checkpoint_['path']}` ({checkpoint_['name']}, step {checkpoint_['step']}), "
+        f"- checkpoint `{checkpoint_['path']}` ({checkpoint_['name']}, step {checkpoint_['step']}{of}), "
         f"sha256 `{checkpoint_['sha256']}`",
+        *(
+            f"- {name} `{one['path']}` (step {one['step']}), sha256 `{one['sha256']}`"
+            for name, one in report.get("earlier_phases", {}).items()
+        ),
         f"- data `{data['source']}`, sha256 `{data['sha256']}`",
         f"- split: {', '.join(f'{name} {value}' for name, value in data['split'].items())}",
         f"- profile {report['profile']}, trained for {report['train_seconds'] / 60:.1f} min on {report['device']}",

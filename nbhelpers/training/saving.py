@@ -28,11 +28,19 @@ class Saver:
     def due(self) -> bool:
         return time.monotonic() - self._last >= self._seconds
 
-    def save(self, step: int, modules: Mapping[str, nn.Module], state: Mapping[str, Any], *, best: bool) -> None:
+    def save(
+        self,
+        step: int,
+        modules: Mapping[str, nn.Module],
+        state: Mapping[str, Any],
+        *,
+        best: bool,
+        ranked: Mapping[int, float] | None,
+    ) -> None:
         """Ledger rows first: a resume cuts them back to the checkpoint it finds."""
         history.append_rows(self._run.ledger_file, self.ledger_rows)
         self.ledger_rows = []
-        checkpoint.save(self._run, step=step, modules=modules, state=state, best=best)
+        checkpoint.save(self._run, step=step, modules=modules, state=state, best=best, ranked=ranked)
         self._last = time.monotonic()
 
     def copy_problem(self, step: int) -> Finding | None:

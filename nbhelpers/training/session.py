@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,10 @@ from accelerate import Accelerator
 from torch import nn
 
 from nbhelpers.core.errors import UserError
-from nbhelpers.training import checkpoint, history
+from nbhelpers.training import checkpoint, history, pointers
+from nbhelpers.training.checkpoint import Checkpoint
 from nbhelpers.training.ema import Ema, load
+from nbhelpers.training.guards.survey import Survey
 from nbhelpers.training.guards.watch import Watch
 from nbhelpers.training.ledger import Balance
 from nbhelpers.training.opening import check_same_run
@@ -21,7 +23,7 @@ from nbhelpers.training.run import Run
 from nbhelpers.training.saving import Saver
 from nbhelpers.training.state import Progress, capture, restore
 from nbhelpers.training.stop_button import StopButton
-from nbhelpers.training.task import Phase, Task
+from nbhelpers.training.task import Monitor, Phase, Task, monitor_of
 
 
 @dataclass
@@ -40,10 +42,41 @@ class Session:
     on_epoch: Callable[[list[dict[str, Any]]], None] | None
     balance: Balance = field(default_factory=Balance)
     progress: Progress = field(default_factory=Progress)
+    surveys: Mapping[str, Survey] = field(default_factory=dict)  # of the data, once a call
+
+    @property
+    def phase(self) -> Phase:
+        """The running one."""
+        return self.phases[self.progress.phase]
+
+    @property
+    def monitor(self) -> Monitor:
+        """By what the running phase is ranked."""
+        return monitor_of(self.task, self.phase)
+
+    @property
+    def phase_end(self) -> int:
+        """Epochs of the run after which the running phase is over."""
+        return self.progress.began_epoch + self.phase.epochs
 
     @property
     def epochs(self) -> int:
-        return sum(phase.epochs for phase in self.phases)
+        """Epochs of the whole run, as far as one can know: patience may end a phase before."""
+        return self.phase_end + sum(phase.epochs for phase in self.phases[self.progress.phase + 1 :])
+
+    @property
+    def phase_is_over(self) -> bool:
+        return self.progress.epoch >= self.phase_end or self.patience_ran_out()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is left to train."""
+        return self.phase_is_over and not any(phase.epochs for phase in self.phases[self.progress.phase + 1 :])
+
+    @property
+    def average_is_due(self) -> bool:
+        """Whether the run has ended with ranked checkpoints that are not averaged yet."""
+        return self.is_over and bool(self.progress.ranked) and "average" not in pointers.names(self.run)
 
     def state(self) -> dict[str, Any]:
         return capture(
@@ -61,9 +94,14 @@ class Session:
         with self.stop.held():
             state = self.state()
             with self.averaged():
-                self.saver.save(self.progress.step, self.modules, state, best=best)
-            if (problem := self.saver.copy_problem(self.progress.step)) is not None:
-                self.watch.record(problem)
+                ranked = self.progress.ranked if self.phase.keep > 1 else None
+                self.saver.save(self.progress.step, self.modules, state, best=best, ranked=ranked)
+            self.copy()
+
+    def copy(self) -> None:
+        """Bring the copy in the second folder up to date."""
+        if (problem := self.saver.copy_problem(self.progress.step)) is not None:
+            self.watch.record(problem)
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
@@ -80,9 +118,9 @@ class Session:
                     load(self.modules, own)
 
     def patience_ran_out(self) -> bool:
-        """Whether the run ends before its last epoch."""
-        patience = self.task.monitor.patience
-        return patience is not None and self.progress.stale >= patience and self.progress.epoch < self.epochs
+        """Whether the running phase ends before its last epoch."""
+        patience = self.monitor.patience
+        return patience is not None and self.progress.stale >= patience and self.progress.epoch < self.phase_end
 
 
 def take_up(session: Session, start: Path | None) -> int | None:
@@ -114,24 +152,44 @@ def take_up(session: Session, start: Path | None) -> int | None:
     )
     progress, own = session.progress, found.folder.resolve().parent == run.checkpoints.resolve()
     scheduler = session.task.loss_scheduler
-    if scheduler is not None and scheduler.events and scheduler.events[-1][0] == progress.epoch < session.epochs:
-        progress.best, progress.stale = None, 0  # weights moved as the run ended, and now it goes on with others
+    if scheduler is not None and scheduler.events and scheduler.events[-1][0] == progress.epoch < session.phase_end:
+        progress.forget_best()  # weights moved as the run ended, and now it goes on with others
     if start is not None:
         if own:  # first of all: rows are cut below that a later checkpoint would miss
             checkpoint.point_at(run, found)
+            _forget_later(run, found, progress)
         else:
             _take_over(Run(found.folder.resolve().parents[1]), run)
         best = checkpoint.find(run, "best")
         if not own or best is None or best.step > found.step:
-            progress.best, progress.stale = None, 0
+            progress.forget_best()
     # Rows written after the checkpoint belong to work that will be done again.
     history.keep_rows(run.history_file, lambda row: row["epoch"] <= progress.epoch)
     history.keep_rows(run.ledger_file, lambda row: row["step"] < progress.step)
     within = f", batch {progress.batch} of epoch {progress.epoch + 1}" if progress.batch else ""
     print(f"Resuming {run.folder} after epoch {progress.epoch} (step {progress.step}{within}).")
+    _tell_ended(session)
     if not own:
         session.save(best=progress.best is None)
     return progress.step
+
+
+def _forget_later(run: Run, found: Checkpoint, progress: Progress) -> None:
+    """Going back to ``found``, the run has not ended any phase that ended later, and ranks what it had ranked then."""
+    for which in pointers.names(run):
+        if which not in ("best", "last") and pointers.check(run, which)["step"] > found.step:
+            pointers.forget(run, which)
+    kept = {one["step"] for one in (pointers.read(run, "best") or {}).get("ranked", ())}
+    progress.ranked = {step: value for step, value in progress.ranked.items() if step in kept}
+
+
+def _tell_ended(session: Session) -> None:
+    """An ended phase stays as it is, whatever number of epochs the settings give it now."""
+    rows = history.read_rows(session.run.history_file)
+    for phase in session.phases[: session.progress.phase]:
+        done = sum(row["phase"] == phase.name for row in rows)
+        if done != phase.epochs:
+            print(f"Phase {phase.name!r} has ended after {done} of {phase.epochs} epochs and stays as it is.")
 
 
 def _take_over(donor: Run, run: Run) -> None:
@@ -152,8 +210,9 @@ def leave(session: Session) -> bool:
     if not session.stop.torn and progress.step != (0 if last is None else last.step):
         session.save()
         last = checkpoint.find(run, "last")
-    if not session.stop.torn and progress.epoch == session.epochs:
+    if not session.stop.torn and session.is_over and not session.average_is_due:
         return False
     where = "from the beginning" if last is None or last.step == 0 else f"from step {last.step}"
-    print(f"Stopped in epoch {progress.epoch + 1} of {session.epochs}. Run again to go on {where}.")
+    epoch = min(progress.epoch + 1, session.epochs)
+    print(f"Stopped in epoch {epoch} of {session.epochs}. Run again to go on {where}.")
     return True

@@ -22,7 +22,7 @@ from nbhelpers.training.flexible import FlexibleScheduler
 from nbhelpers.training.guards.watch import Watch
 from nbhelpers.training.ledger import Balance
 from nbhelpers.training.step import Outcome
-from nbhelpers.training.task import Phase
+from nbhelpers.training.task import Monitor, Phase
 
 
 @dataclass
@@ -39,15 +39,22 @@ class EpochSums:
     squared_error: float = 0.0
     skipped: int = 0  # steps that were not taken because something was not finite
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, outcome: Outcome, *, several: bool) -> None:
+        """Take an update's step into account.
+
+        Args:
+            several: whether the phase has several optimizers. Each then has a total of its own, and only predictions
+                that have a target count as such: a discriminator's decisions are none.
+        """
         if outcome.skipped:
             self.skipped += 1
             return
-        for name, value in outcome.columns().items():
+        for name, value in outcome.columns(several=several).items():
             self.counts[name] = self.counts.get(name, 0) + 1
             self.sums[name] = self.sums.get(name, 0.0) + value
         seen = outcome.seen
-        self.low, self.high = min(self.low, seen.low), max(self.high, seen.high)
+        if not several or outcome.update.target is not None:
+            self.low, self.high = min(self.low, seen.low), max(self.high, seen.high)
         self.n += seen.n
         self.target += seen.target
         self.target_squares += seen.target_squares
@@ -69,10 +76,25 @@ class Progress:
     step: int = 0  # finished optimizer steps
     epoch: int = 0  # finished epochs
     batch: int = 0  # batches of the running epoch that finished steps have used
-    best: float | None = None  # monitored value of the best checkpoint
+    phase: int = 0  # number of the running phase
+    began_epoch: int = 0  # epochs finished when it began
+    began_step: int = 0  # steps finished when it began
+    best: float | None = None  # monitored value of the phase's best checkpoint
     stale: int = 0  # epochs since then, those before the monitor is armed left out
+    ranked: dict[int, float] = field(default_factory=dict)  # steps and monitored values of the best ones that are kept
     seconds: float = 0.0  # spent in the running epoch
     sums: EpochSums = field(default_factory=EpochSums)  # of the running epoch
+
+    def forget_best(self) -> None:
+        """What was best so far is no measure of what comes."""
+        self.best, self.stale, self.ranked = None, 0, {}
+
+    def rank(self, value: float, monitor: Monitor, keep: int) -> None:
+        """Put the newest checkpoint among the ``keep`` best ones, best first, if it is one of them."""
+        if value == value:
+            sign = 1 if monitor.mode == "min" else -1
+            ranked = sorted([*self.ranked.items(), (self.step, value)], key=lambda one: sign * one[1])
+            self.ranked = dict(ranked[:keep])
 
 
 def capture(

@@ -28,6 +28,7 @@ class Seen:
     squared_error: float  # summed over those values
     target: float  # their sum
     target_squares: float  # the sum of their squares
+    right: float  # share of a discriminator's decisions that are right; in a window's sum, times its samples
 
 
 @dataclass(frozen=True)
@@ -42,16 +43,24 @@ class Outcome:
     shares: list[Entry] | None  # the ledger's rows, if they were asked for
     skipped: Skipped | None  # why no step was taken
     suspects: tuple[str, ...]  # terms whose value or gradient was not finite
+    accuracy: float | None = None  # of a discriminator, averaged over the window's samples
 
     @property
     def total(self) -> float:
         """The weighted loss."""
         return sum(self.weights[name] * value for name, value in self.raw.items())
 
-    def columns(self) -> dict[str, float]:
-        """What history.csv averages over the epoch; weights that are numbers stand in config.json already."""
+    def columns(self, *, several: bool = False) -> dict[str, float]:
+        """What history.csv averages over the epoch; weights that are numbers stand in config.json already.
+
+        Args:
+            several: whether there are other optimizers, whose losses are not to be mixed with this one's.
+        """
         moving = {t.name for t in self.update.terms if isinstance(t.weight, Share | Moving) or t.relative_to}
-        return {"total": self.total, **self.raw, **{f"weight_{name}": self.weights[name] for name in sorted(moving)}}
+        cells = {f"total_{self.update.optimizer}" if several else "total": self.total, **self.raw}
+        if self.accuracy is not None:
+            cells[f"accuracy_{self.update.optimizer}"] = self.accuracy
+        return cells | {f"weight_{name}": self.weights[name] for name in sorted(moving)}
 
 
 class _Window:
@@ -62,7 +71,7 @@ class _Window:
         self.nominal = 0  # samples of a full window, if all batches were as large as the first
         self.samples = 0
         self.raw: dict[str, float] = {}
-        self.seen = Seen(math.inf, -math.inf, 0.0, 0.0, 0.0, 0.0)
+        self.seen = Seen(math.inf, -math.inf, 0.0, 0.0, 0.0, 0.0, 0.0)
         self.skipped: Skipped | None = None
         self.suspects: tuple[str, ...] = ()
 
@@ -83,6 +92,7 @@ class _Window:
             mine.squared_error + seen.squared_error,
             mine.target + seen.target,
             mine.target_squares + seen.target_squares,
+            mine.right + size * seen.right,
         )
 
 
@@ -103,7 +113,7 @@ def optimizer_step(
     gradient that is not finite costs the step and nothing else.
 
     Args:
-        time: in epochs, for weights that rise.
+        time: in epochs of the phase, for weights that rise.
         with_shares: whether the ledger's rows are wanted in any case.
         probing: for so long after a weight has risen they are wanted too, in epochs.
     """
@@ -147,7 +157,8 @@ def optimizer_step(
                 if mine.skipped is None and update.optimizer in phase.schedulers:
                     phase.schedulers[update.optimizer].step()
                 raw = {name: value / mine.samples for name, value in mine.raw.items()}
-                yield Outcome(batch, update, raw, weights, mine.seen, shares, mine.skipped, mine.suspects)
+                accuracy = None if update.accuracy is None else mine.seen.right / mine.samples
+                yield Outcome(batch, update, raw, weights, mine.seen, shares, mine.skipped, mine.suspects, accuracy)
     if accelerator.scaler is not None and len(window) > 1 and applied:  # not before: a window has one scale
         accelerator.scaler.update()
 
@@ -159,8 +170,10 @@ def _samples(task: Task, batch: Batch) -> int:
 def _look(update: Update) -> Seen:
     prediction = update.prediction.detach().float()
     low, high = prediction.aminmax()
+    zero = torch.zeros_like(low)
+    right = zero if update.accuracy is None else update.accuracy.detach().to(zero)
     if update.target is None:
-        return Seen(float(low), float(high), 0.0, 0.0, 0.0, 0.0)
+        return Seen(*torch.stack([low, high, zero, zero, zero, zero, right]).tolist())
     target = update.target.detach().float()
     error = prediction - target
     if update.valid is None:
@@ -169,7 +182,7 @@ def _look(update: Update) -> Seen:
         error, target = torch.where(update.valid, error, 0.0), torch.where(update.valid, target, 0.0)
         n = update.valid.sum().float()
     sums = [n, error.square().sum(), target.sum(), target.square().sum()]
-    return Seen(*torch.stack([low, high, *sums]).tolist())
+    return Seen(*torch.stack([low, high, *sums, right]).tolist())
 
 
 def _tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:

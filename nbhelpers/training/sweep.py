@@ -45,7 +45,7 @@ class Plan:
     seeds: Sequence[int]
     term: str  # the loss term whose weight is varied
     make_task: Callable[[Any], Any]  # settings -> a fresh Task
-    measure: Callable[[Any], Balance]  # before training, on a batch of the reference task
+    measure: Callable[[Any], Balance]  # before training, on a batch of the first task that has the term
     cure: Callable[[Balance], str]  # what to do about a grid that is inert as a whole
     # sweep.json so far -> best setting; gates of it, or of the setting nearest to the rule; verdict
     judge: Callable[[Mapping[str, Any]], tuple[str | None, Sequence[Gate], Verdict]]
@@ -130,8 +130,9 @@ def sweep(plan: Plan, folder: Path, *, force: bool = False, copy_dir: Path | Non
 
 def _before_training(plan: Plan, *, force: bool) -> tuple[dict[str, Any], Scores]:
     """The head of sweep.json, and metrics to read kept sums by. The guard looks at the grid here."""
-    reference = plan.settings[0]
-    task = plan.make_task(dataclasses.replace(reference.config, seed=plan.seeds[0]))
+    reference, first = plan.settings[:2]
+    # What the term needs (a feature network, a second network) is not in the reference, and remarks must name it.
+    task = plan.make_task(dataclasses.replace(first.config, seed=plan.seeds[0]))
     task.to(pick_device())
     for module in task.modules.values():
         module.to(pick_device())

@@ -18,7 +18,7 @@ from nbhelpers.training import checkpoint, history
 from nbhelpers.training.checkpoint import Checkpoint
 from nbhelpers.training.fit import fit
 from nbhelpers.training.guards.guard import GuardStop
-from nbhelpers.training.report import ledger_summary, settled_step
+from nbhelpers.training.ledger_summary import ledger_summary, settled_step
 from nbhelpers.training.run import Run, writing
 from nbhelpers.training.sweep_scores import Scores, plain
 from nbhelpers.training.task import Task

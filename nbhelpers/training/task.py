@@ -47,23 +47,18 @@ class LossTerm:
 
 @dataclass(frozen=True)
 class Update:
-    """One optimizer step: a prediction that carries a graph, and the terms that judge it."""
+    """One optimizer step: a prediction that carries a graph, and the terms that judge it.
+
+    The gradient goes into the tensors of ``optimizer`` alone: a generator's loss runs through its discriminator too.
+    """
 
     optimizer: str  # name of one of the phase's optimizers
     prediction: Tensor  # (B, …)
     terms: tuple[LossTerm, ...]
     target: Tensor | None = None  # of the prediction's shape, in model units; None where there is no such thing
     valid: Tensor | None = None  # bool, of the target's shape: where the target was measured; None: everywhere
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A stretch of training with its own optimizers; most stages have one."""
-
-    name: str
-    epochs: int
-    optimizers: Mapping[str, torch.optim.Optimizer]
-    schedulers: Mapping[str, torch.optim.lr_scheduler.LRScheduler] = field(default_factory=dict)  # step once a step
+    # Scalar, 0-1: the share of a discriminator's decisions that are right, where this update trains one.
+    accuracy: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -72,14 +67,45 @@ class Monitor:
 
     metric: str
     mode: Literal["min", "max"]
-    patience: int | None = None  # stop after this many epochs without a better one; None trains to the end
-    armed_after: int = 0  # epochs during which patience is not counted, because a loss is still being ramped up
+    patience: int | None = None  # end the phase after this many epochs without a better one; None trains to its end
+    armed_after: int = 0  # epochs of the phase in which patience is not counted: a loss is still being ramped up
 
     def better(self, value: float, best: float | None) -> bool:
         """Whether ``value`` improves on ``best``; NaN never does."""
         if value != value:
             return False
         return best is None or (value < best if self.mode == "min" else value > best)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training with its own optimizers; most stages have one.
+
+    A phase begins with the best weights of the one before. An average of the weights and a weight that rises begin
+    anew with it: their time is counted in epochs of the phase.
+    """
+
+    name: str  # lower snake case; part of the names of its checkpoints, "<name>_best" and "<name>_last"
+    epochs: int
+    optimizers: Mapping[str, torch.optim.Optimizer]
+    schedulers: Mapping[str, torch.optim.lr_scheduler.LRScheduler] = field(default_factory=dict)  # step once a step
+    monitor: Monitor | None = None  # None: the task's
+    keep: int = 1  # best checkpoints that stay; above 1, in a run's last phase, they are averaged when the run ends
+
+
+@dataclass(frozen=True)
+class Milestone:
+    """A validation score that a run must have reached by an epoch, or it is not worth going on."""
+
+    metric: str
+    epoch: int  # finished epochs of the run; scores of earlier ones count too
+    cure: str  # what to do when it was missed, a sentence
+    at_least: float | None = None  # either this
+    at_most: float | None = None  # or this
+
+    def __post_init__(self) -> None:
+        if (self.at_least is None) == (self.at_most is None):
+            raise ValueError(f"a milestone has either at_least or at_most, got {self}")
 
 
 @dataclass(frozen=True)
@@ -121,6 +147,11 @@ class Verdict:
     next_step: str
 
 
+def monitor_of(task: Task, phase: Phase) -> Monitor:
+    """By what the checkpoints of a phase are ranked."""
+    return task.monitor if phase.monitor is None else phase.monitor
+
+
 class Task(Protocol):
     """What ``fit`` trains. A stage implements it; ``training`` knows nothing else about a stage."""
 
@@ -130,11 +161,15 @@ class Task(Protocol):
     modules: MutableMapping[str, nn.Module]  # fit replaces the entries by accelerate's prepared ones
     phases: Sequence[Phase]
     nulls: Mapping[str, Predictor]  # predictors that need no training
-    monitor: Monitor
+    monitor: Monitor  # of the phases that have none of their own
     loss_scheduler: FlexibleScheduler | None  # moves the terms' `Scheduled` weights; fit steps it after every epoch
     event_level: float | None  # lowest target value, in model units, that some score counts as an event; None: no such
     headlines: Sequence[str]  # metrics that lead the report
     oom_advice: Sequence[str]  # the next smaller settings, in the order to try them
+
+    @property
+    def milestones(self) -> Sequence[Milestone]:
+        """Scores that a run must have reached by some epoch; mostly none."""
 
     def to(self, device: torch.device) -> None:
         """Place whatever the losses and metrics need (pretrained backbones, say) on ``device``."""
@@ -152,7 +187,11 @@ class Task(Protocol):
         """What was left out of the batch because it could not be read, a sentence each; mostly nothing."""
 
     def updates(self, batch: Batch, phase: Phase) -> Iterator[Update]:
-        """The updates of one batch; fit takes a step (or gathers its gradient) before it asks for the next."""
+        """The updates of one batch; fit takes a step (or gathers its gradient) before it asks for the next.
+
+        A GAN yields the generator's and the discriminator's, each with its own optimizer; terms of different updates
+        have different names, because they are columns of one history.
+        """
 
     def evaluate(self, split: str, predictor: Predictor | None = None) -> Evaluation:
         """Scores of ``predictor`` (default: the model) on a split, with a random generator of its own."""

@@ -21,11 +21,11 @@ class Share:
 
 @dataclass(frozen=True)
 class Ramp:
-    """A weight that rises linearly from 0 and then stays: the warm-up of a term that would choke a young model."""
+    """A weight or a share that rises linearly from 0 and then stays: a term that would choke a young model."""
 
-    to: float  # the weight at the end
+    to: float | Share  # what it is at the end
     epochs: float  # how long the rise takes, in epochs
-    start: float = 0.0  # epoch at which it begins
+    start: float = 0.0  # epoch of the phase at which it begins
 
     def __post_init__(self) -> None:
         if not (self.epochs > 0 and self.start >= 0):
@@ -36,9 +36,10 @@ class Ramp:
         """Epoch from which the weight stands."""
         return self.start + self.epochs
 
-    def at(self, epoch: float) -> float:
-        """The weight at a time in epochs."""
-        return self.to * min(1.0, max(0.0, (epoch - self.start) / self.epochs))
+    def at(self, epoch: float) -> float | Share:
+        """What it is at a time in epochs."""
+        part = min(1.0, max(0.0, (epoch - self.start) / self.epochs))
+        return Share(part * self.to.target) if isinstance(self.to, Share) else part * self.to
 
 
 @dataclass(frozen=True)

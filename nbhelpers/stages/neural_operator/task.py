@@ -30,7 +30,18 @@ from nbhelpers.stages.neural_operator.sequences import Batch
 from nbhelpers.stages.neural_operator.spectral_losses import spectrum_note
 from nbhelpers.stages.neural_operator.split import fingerprint, keys
 from nbhelpers.stages.neural_operator.verification import HELD, Forecast, Verification, metrics_of
-from nbhelpers.training.task import Evaluation, Gate, LossTerm, Monitor, Phase, Predictor, Sample, Update, Verdict
+from nbhelpers.training.task import (
+    Evaluation,
+    Gate,
+    LossTerm,
+    Milestone,
+    Monitor,
+    Phase,
+    Predictor,
+    Sample,
+    Update,
+    Verdict,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -96,6 +107,7 @@ class OperatorTask:
         self.weights = weights_of(config, self.loss_scheduler)
         self.phases = (self._phase(stepper),)
         self.monitor = _monitor(config)
+        self.milestones: Sequence[Milestone] = ()
         self.event_level: float | None = None
         self.nulls: Mapping[str, Predictor] = {
             "persistence": self._null(baselines.persistence),

@@ -28,7 +28,18 @@ from nbhelpers.stages.perceptual_unet.losses import absolute_error, perceptual_e
 from nbhelpers.stages.perceptual_unet.model import UNet2D
 from nbhelpers.stages.perceptual_unet.verification import Verification
 from nbhelpers.stages.perceptual_unet.windows import Batch
-from nbhelpers.training.task import Evaluation, Gate, LossTerm, Milestone, Monitor, Phase, Predictor, Sample, Update, Verdict
+from nbhelpers.training.task import (
+    Evaluation,
+    Gate,
+    LossTerm,
+    Milestone,
+    Monitor,
+    Phase,
+    Predictor,
+    Sample,
+    Update,
+    Verdict,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

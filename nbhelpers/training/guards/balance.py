@@ -9,7 +9,7 @@ from statistics import median
 from nbhelpers.core.knobs import DROWNING_SHARE, INERT_SHARE
 from nbhelpers.training.guards.guard import Finding, Guard, Rehearsal, Step
 from nbhelpers.training.task import LossTerm
-from nbhelpers.training.weights import Moving, Share
+from nbhelpers.training.weights import Moving, Share, Weight
 
 FIRST_PROBE, LAST_PROBE = 5, 15  # numbers from 1; the first steps of an untrained model are not typical
 
@@ -38,10 +38,8 @@ class LossBalance(Guard):
     ends: dict[str, int] = field(default_factory=dict)  # the last step of each phase
 
     def before(self, rehearsal: Rehearsal) -> Iterator[Finding]:
-        end = 0
-        for phase in rehearsal.task.phases:
-            end += phase.epochs * rehearsal.steps_per_epoch
-            self.ends[phase.name] = end
+        phase = rehearsal.phase
+        self.ends[phase.name] = rehearsal.began_step + phase.epochs * rehearsal.steps_per_epoch
         yield from ()
 
     def on_step(self, step: Step) -> Iterator[Finding]:
@@ -81,8 +79,13 @@ class LossBalance(Guard):
 
 def _is_off(term: LossTerm) -> bool:
     """Whether the term was switched off on purpose."""
-    weight = term.weight
-    return (weight.target if isinstance(weight, Share) else weight.to if isinstance(weight, Moving) else weight) == 0
+    weight = _risen(term.weight)
+    return (weight.target if isinstance(weight, Share) else weight) == 0
+
+
+def _risen(weight: Weight) -> float | Share:
+    """What a weight is once it stands."""
+    return weight.to if isinstance(weight, Moving) else weight
 
 
 def _cure(objectives: Sequence[LossTerm], dominant: str, inert: str, *, has_gradient: bool) -> str:
@@ -91,11 +94,9 @@ def _cure(objectives: Sequence[LossTerm], dominant: str, inert: str, *, has_grad
         return f"Find out why {inert} has no gradient at the prediction."
     extra = [term for term in objectives if term.name in (dominant, inert)][-1]
     verb = "raise" if extra.name == inert else "lower"
-    if isinstance(extra.weight, Share):
-        return (
-            f"{verb.capitalize()} the target gradient share of {extra.name}, which is {_percent(extra.weight.target)}."
-        )
-    weight = extra.weight.to if isinstance(extra.weight, Moving) else extra.weight
+    weight = _risen(extra.weight)
+    if isinstance(weight, Share):
+        return f"{verb.capitalize()} the target gradient share of {extra.name}, which is {_percent(weight.target)}."
     if extra.at is not None:  # a share is one of the gradient at the prediction
         return f"{verb.capitalize()} the weight of {extra.name}, which is {weight:g}."
     if extra.name == inert:

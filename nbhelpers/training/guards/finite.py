@@ -59,7 +59,10 @@ class NotFinite(Guard):
 
 @dataclass
 class LossSpike(Guard):
-    """Compares the training loss with its running median, and each objective on validation with its earlier epochs."""
+    """Compares the training loss with its running median, and each objective on validation with its earlier epochs.
+
+    Both within a phase: the next one has another loss.
+    """
 
     name = "loss_spike"
 
@@ -94,7 +97,7 @@ class LossSpike(Guard):
 
     def on_epoch(self, epoch: Epoch) -> Iterator[Finding]:
         for term in self.objectives:
-            column = [row.get(f"val_{term}") for row in epoch.rows]  # not every stage follows every term
+            column = [row.get(f"val_{term}") for row in epoch.phase_rows]  # not every stage follows every term
             values = [value for value in column if isinstance(value, (int, float)) and math.isfinite(value)]
             if len(values) <= VAL_LEAST or values[-1] != column[-1]:
                 continue

@@ -47,6 +47,10 @@ class DeadGradients(Guard):
         if not self.fingerprints and not self.judged:  # else the run is taken up again
             self.fingerprints = {name: fingerprint(tensor) for name, tensor in tensors.items()}
             self.frozen = [name for name, tensor in tensors.items() if not tensor.requires_grad]
+        elif rehearsal.begins:  # what was judged in the phase before is judged again
+            for optimizer in rehearsal.phase.optimizers:
+                for name in optimizers[f"{rehearsal.phase.name}/{optimizer}"]:
+                    self.fingerprints.setdefault(name, fingerprint(tensors[name]))
         trainable = [name for name, tensor in tensors.items() if tensor.requires_grad]
         owned = {name for rates in optimizers.values() for name in rates}
         if orphans := [name for name in trainable if name not in owned]:

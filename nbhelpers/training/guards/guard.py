@@ -54,17 +54,29 @@ class GuardStop(UserError):
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What is known before the first step: the data, and the untrained (or resumed) model on the first batch."""
+    """What is known before a phase's first step: the data, and the model as it is then on the first batch.
+
+    When a run begins or is taken up, all phases that are left are rehearsed; each once more when it begins.
+    """
 
     task: Task
+    phase: Phase
     modules: Mapping[str, nn.Module]  # the plain ones, without accelerate's wrapping
     step: int  # optimizer steps finished: 0, or where a run is taken up
+    began_epoch: int  # epochs of the run finished when the phase began, or will begin if none ends early
+    began_step: int  # optimizer steps finished then
     surveys: Mapping[str, Survey]  # of the first batches of "train" and "val"
     first: Sample  # the first training batch
-    updates: Sequence[tuple[Update, Probe]]  # of that batch in the first phase, no step taken
-    evaluation: Evaluation | None  # of the untrained model on validation; None where a run is taken up
+    updates: Sequence[tuple[Update, Probe]]  # of that batch in the phase, no step taken
+    evaluation: Evaluation | None  # of the untrained model on validation; None where a run is taken up, or goes on
     batches_per_epoch: int
     steps_per_epoch: int  # optimizer steps
+    is_ahead: bool = False  # whether the phase is still to come
+
+    @property
+    def begins(self) -> bool:
+        """Whether the phase's first step comes next."""
+        return not self.is_ahead and self.step == self.began_step
 
 
 @dataclass(frozen=True)
@@ -75,7 +87,7 @@ class Step:
     modules: Mapping[str, nn.Module]  # the plain ones, without accelerate's wrapping
     phase: Phase
     step: int  # optimizer steps finished, this one included
-    time: float  # in epochs, the fraction of the running one included
+    time: float  # in epochs of the phase, the fraction of the running one included
     batch: Batch  # the last of the step
     update: Update
     total: float  # the weighted loss
@@ -83,6 +95,7 @@ class Step:
     shares: Sequence[Entry] | None  # the ledger's rows, on steps on which they were taken
     skipped: Literal["loss not finite", "gradient not finite", "fp16 overflow"] | None  # why no step was taken
     suspects: Sequence[str] = ()  # terms whose value or gradient was not finite
+    accuracy: float | None = None  # the share of a discriminator's decisions that were right
 
 
 @dataclass(frozen=True)
@@ -97,6 +110,12 @@ class Epoch:
     steps: int  # of this epoch
     rows: Sequence[Mapping[str, Any]]  # history.csv, this epoch's row last
     evaluation: Evaluation
+    epochs: int  # of the whole run, if no phase to come ends early
+
+    @property
+    def phase_rows(self) -> Sequence[Mapping[str, Any]]:
+        """The rows of the running phase."""
+        return [row for row in self.rows if row["phase"] == self.phase.name]
 
 
 class Guard:

@@ -68,7 +68,7 @@ class HandOver(Guard):
                 evidence=f"after epoch {epoch.epoch} its weights are {_words(weights)}, by the rule {_words(expected)}",
                 cure="Find out what changes or keeps its weights besides its own step.",
             )
-        if epoch.epoch == sum(phase.epochs for phase in epoch.task.phases) and not scheduler.finished:
+        if epoch.epoch == epoch.epochs and not scheduler.finished:
             yield self._unfinished(epoch, scheduler)
 
     def _unfinished(self, epoch: Epoch, scheduler: FlexibleScheduler) -> Finding:

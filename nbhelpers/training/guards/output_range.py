@@ -79,13 +79,14 @@ def _reachable(node: Any) -> Interval:
         return -node._saved_alpha * node._saved_scale, math.inf, operation
     if operation == "Celu":
         return -node._saved_alpha, math.inf, operation
-    inputs = [_reachable(parent) for parent, _ in node.next_functions]
-    if operation in TRANSPARENT and inputs:
-        lows, highs, names = zip(*inputs, strict=True)
+    # Only through what hands values on: the paths through a dense block are countless.
+    parents = [parent for parent, _ in node.next_functions]
+    if operation in TRANSPARENT and parents:
+        lows, highs, names = zip(*map(_reachable, parents), strict=True)
         return min(lows), max(highs), " and ".join(sorted(set(names) - {""}))
     if operation in ("Clamp", "ClampMin", "ClampMax", "Hardtanh"):
         least, most = (_saved(node, end) for end in ("min", "max"))
-        low, high, _ = inputs[0]
+        low, high, _ = _reachable(parents[0])
         return min(max(low, least), most), max(min(high, most), least), operation
     return unbounded
 

@@ -11,36 +11,55 @@ from torch import nn
 
 from nbhelpers.core.errors import UserError
 from nbhelpers.training.guards.guard import Rehearsal
-from nbhelpers.training.guards.survey import survey
+from nbhelpers.training.guards.survey import Survey, survey
 from nbhelpers.training.ledger import probe
 from nbhelpers.training.task import Phase, Task
 
 
-def rehearse(task: Task, phase: Phase, modules: Mapping[str, nn.Module], *, step: int) -> Rehearsal:
-    """Survey the data, run the first batch forward and, before the first step, score the untrained model.
+def rehearse(
+    task: Task,
+    phase: Phase,
+    modules: Mapping[str, nn.Module],
+    *,
+    step: int,
+    began: tuple[int, int] = (0, 0),
+    surveys: Mapping[str, Survey] | None = None,
+    is_ahead: bool = False,
+) -> Rehearsal:
+    """Survey the data, run the first batch of a phase forward and, before the first step, score the untrained model.
 
     A validation that cannot run (a metric that fails, too little memory) thus ends a run in its first minute, not
     after its first epoch.
 
+    Args:
+        step: optimizer steps finished.
+        began: epochs and steps finished when the phase begins.
+        surveys: those that were made for an earlier rehearsal of the same call; the untrained model has been scored
+            then too.
+        is_ahead: whether the phase is still to come.
+
     Raises:
         UserError: the training split has no batch.
     """
-    loader = task.batches("train", 0)
+    loader = task.batches("train", began[0])
     if len(loader) == 0:
         raise UserError("the training split yields no batch: give more events or a smaller batch_size.")
-    surveys = {split: survey(task, split) for split in ("train", "val")}
+    is_first = not surveys
+    surveys = surveys or {split: survey(task, split) for split in ("train", "val")}
     batch = next(iter(loader))
     with _buffers_kept(modules):
         for module in task.modules.values():
             module.train()
         updates = [(update, probe(update.prediction, update.terms)) for update in task.updates(batch, phase)]
     evaluation = None
-    if step == 0:
+    if step == 0 and is_first:
         for module in task.modules.values():
             module.eval()
         evaluation = task.evaluate("val")
     steps = math.ceil(len(loader) / task.config.accumulate)
-    return Rehearsal(task, modules, step, surveys, task.look(batch), updates, evaluation, len(loader), steps)
+    return Rehearsal(
+        task, phase, modules, step, *began, surveys, task.look(batch), updates, evaluation, len(loader), steps, is_ahead
+    )
 
 
 @contextmanager

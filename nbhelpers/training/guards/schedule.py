@@ -12,39 +12,41 @@ from torch.optim.lr_scheduler import LRScheduler
 from nbhelpers.training.flexible import FlexibleScheduler, earliest_finish
 from nbhelpers.training.guards.guard import Epoch, Finding, Guard, Rehearsal
 from nbhelpers.training.guards.horizon import horizon
-from nbhelpers.training.task import Phase
+from nbhelpers.training.task import monitor_of
 from nbhelpers.training.weights import Ramp
 
 MAX_MISS = 0.05  # of the run's steps: how far from the run's end the learning rate may reach its own (or one epoch)
 
 
 class Schedule(Guard):
-    """Loss ramps, patience and learning rates against the length of the run."""
+    """Loss ramps, patience and learning rates against the length of their phase, a hand-over against the run's."""
 
     name = "schedule"
     exit_code = 2
 
     def before(self, rehearsal: Rehearsal) -> Iterator[Finding]:
-        epochs = sum(phase.epochs for phase in rehearsal.task.phases)
+        phase, phases = rehearsal.phase, list(rehearsal.task.phases)
         terms = [term for update, _ in rehearsal.updates for term in update.terms]
         ends = {term.name: term.weight.end for term in terms if isinstance(term.weight, Ramp)}
-        yield from self._ramps(rehearsal.step, ends, epochs)
+        yield from self._ramps(rehearsal, ends)
         if (loss_scheduler := rehearsal.task.loss_scheduler) is not None:
-            end = earliest_finish(loss_scheduler.params)
+            end = earliest_finish(loss_scheduler.params)  # in epochs of the run
+            left = phases[[one.name for one in phases].index(phase.name) :]
+            epochs = rehearsal.began_epoch + sum(one.epochs for one in left)
             yield from self._hand_over(rehearsal.step, loss_scheduler, end, epochs)
-            ends[loss_scheduler.params.target] = math.inf if end is None else end
-        yield from self._patience(rehearsal, ends, epochs)
-        for phase in rehearsal.task.phases:
-            for name, scheduler in phase.schedulers.items():
-                yield from self._learning_rate(rehearsal, phase, name, scheduler)
+            ends[loss_scheduler.params.target] = math.inf if end is None else end - rehearsal.began_epoch
+        yield from self._patience(rehearsal, ends)
+        for name, scheduler in phase.schedulers.items():
+            yield from self._learning_rate(rehearsal, name, scheduler)
 
-    def _ramps(self, step: int, ramps: Mapping[str, float], epochs: int) -> Iterator[Finding]:
+    def _ramps(self, rehearsal: Rehearsal, ramps: Mapping[str, float]) -> Iterator[Finding]:
+        whole = _whole(rehearsal)
         for name, end in ramps.items():
-            if end > epochs:
+            if end > rehearsal.phase.epochs:
                 yield self.stop(
-                    step,
-                    f"the weight of loss term {name!r} is still rising when the run ends",
-                    evidence=f"its ramp ends at epoch {end:g}, the run at {epochs}",
+                    rehearsal.step,
+                    f"the weight of loss term {name!r} is still rising when {whole} ends",
+                    evidence=f"its ramp ends at epoch {end:g}, {whole} at {rehearsal.phase.epochs}",
                     cure="Shorten the ramp or train for more epochs.",
                 )
 
@@ -67,8 +69,8 @@ class Schedule(Guard):
                 cure="Lower warmup_epochs, min_epochs or patience, raise transition_step, or train for more epochs.",
             )
 
-    def _patience(self, rehearsal: Rehearsal, ends: Mapping[str, float], epochs: int) -> Iterator[Finding]:
-        monitor = rehearsal.task.monitor
+    def _patience(self, rehearsal: Rehearsal, ends: Mapping[str, float]) -> Iterator[Finding]:
+        monitor, epochs = monitor_of(rehearsal.task, rehearsal.phase), rehearsal.phase.epochs
         if monitor.patience is None:
             return
         last = max(ends, key=lambda name: ends[name], default=None)
@@ -83,15 +85,14 @@ class Schedule(Guard):
             yield self.stop(
                 rehearsal.step,
                 "early stopping is asked for and can never act",
-                evidence=f"armed after {monitor.armed_after} epochs with a patience of {monitor.patience}, in a run of "
-                f"{epochs}",
+                evidence=f"armed after {monitor.armed_after} epochs with a patience of {monitor.patience}, in "
+                f"{_whole(rehearsal).replace('the run', 'a run')} of {epochs}",
                 cure="Lower patience or armed_after, train for more epochs, or set patience to none.",
             )
 
-    def _learning_rate(
-        self, rehearsal: Rehearsal, phase: Phase, name: str, scheduler: LRScheduler
-    ) -> Iterator[Finding]:
-        # An optimizer may step several times a batch (a critic); the first phase shows how often.
+    def _learning_rate(self, rehearsal: Rehearsal, name: str, scheduler: LRScheduler) -> Iterator[Finding]:
+        phase = rehearsal.phase
+        # An optimizer may step several times a batch (a critic).
         per_batch = max(1, sum(update.optimizer == name for update, _ in rehearsal.updates))
         epoch = rehearsal.steps_per_epoch * per_batch
         steps = phase.epochs * epoch
@@ -164,8 +165,15 @@ class UnknownMonitor(Guard):
         if rehearsal.evaluation is None:
             return
         known = sorted(rehearsal.evaluation.metrics)
-        wanted = {"monitor": rehearsal.task.monitor.metric}
-        if (scheduler := rehearsal.task.loss_scheduler) is not None:
+        task = rehearsal.task
+        wanted = {"monitor": task.monitor.metric}
+        wanted |= {
+            f"the monitor of phase {phase.name!r}": phase.monitor.metric
+            for phase in task.phases
+            if phase.monitor is not None
+        }
+        wanted |= {f"the milestone of epoch {milestone.epoch}": milestone.metric for milestone in task.milestones}
+        if (scheduler := task.loss_scheduler) is not None:
             wanted["the loss scheduler's monitor_metric"] = scheduler.params.monitor_metric
         for setting, metric in wanted.items():
             if metric not in known:
@@ -175,6 +183,11 @@ class UnknownMonitor(Guard):
                     evidence=f"{len(known)} metrics after scoring the untrained model",
                     cure=f"Set {setting} to one of these.",
                 )
+
+
+def _whole(rehearsal: Rehearsal) -> str:
+    """What a schedule has to fit into."""
+    return "the run" if len(rehearsal.task.phases) == 1 else f"phase {rehearsal.phase.name!r}"
 
 
 def _plain(optimizer: Any) -> Any:

@@ -87,9 +87,8 @@ class NoSkill(Guard):
     name = "no_skill"
 
     def on_epoch(self, epoch: Epoch) -> Iterator[Finding]:
-        rows = [row for row in epoch.rows if row.get("phase") == epoch.phase.name]
-        began = max((row["step"] for row in epoch.rows if row.get("phase") != epoch.phase.name), default=0)
-        skills = [row["train_skill"] for row in rows[-2:] if row.get("train_skill") is not None]
+        began = max((row["step"] for row in epoch.rows if row["phase"] != epoch.phase.name), default=0)
+        skills = [row["train_skill"] for row in epoch.phase_rows[-2:] if row.get("train_skill") is not None]
         if epoch.step - began < MIN_STEPS or epoch.rows[-1].get("train_skill") is None or not skills[-1] < MIN_SKILL:
             return
         rising = skills[-1] - skills[0] > MIN_SKILL if len(skills) == 2 else skills[-1] < -MIN_SKILL

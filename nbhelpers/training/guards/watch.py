@@ -13,11 +13,13 @@ from nbhelpers.core.errors import UserError
 from nbhelpers.training.guards.balance import LossBalance
 from nbhelpers.training.guards.blank import BlankPredictions
 from nbhelpers.training.guards.finite import LossSpike, NotFinite
+from nbhelpers.training.guards.gan_balance import GanBalance
 from nbhelpers.training.guards.gradients import DeadGradients
 from nbhelpers.training.guards.guard import Epoch, Finding, Guard, GuardStop, Rehearsal, Step
 from nbhelpers.training.guards.hand_over import HandOver
 from nbhelpers.training.guards.leakage import Leakage
 from nbhelpers.training.guards.memory import MemoryGrowth
+from nbhelpers.training.guards.milestones import Milestones, StandingStill
 from nbhelpers.training.guards.missing import MissingValues
 from nbhelpers.training.guards.output_range import OutputRange
 from nbhelpers.training.guards.schedule import Schedule, SchedulerNotStepped, UnknownMonitor
@@ -43,11 +45,14 @@ def all_guards() -> list[Guard]:
         NotFinite(),
         DeadGradients(),
         LossBalance(),
+        GanBalance(),
         LossSpike(),
         SchedulerNotStepped(),
         HandOver(),
         NoSkill(),
         BlankPredictions(),
+        StandingStill(),
+        Milestones(),
         MemoryGrowth(),
     ]
 

@@ -1,0 +1,83 @@
+"""The small files that say which checkpoint is which: ``last.json``, ``best.json`` and those of ended phases."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from nbhelpers.core.errors import UserError
+from nbhelpers.training.run import Run, read_json, write_json, writing
+
+# Folders are made and removed by the names in pointers, so nothing else is believed.
+FOLDER = re.compile(r"(?:step|average)_\d+(?:-\d+)?")
+
+Pointer = dict[str, Any]  # step, path, sha256; `ranked` (of a best one) and `parents` (of an average) are lists of such
+
+
+def read(run: Run, which: str) -> Pointer | None:
+    """The content of ``<which>.json``; None where there is no such pointer.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    file = run.checkpoints / f"{which}.json"
+    if not file.exists():
+        return None
+    return read_json(file, what="a checkpoint pointer {step, path, sha256}")
+
+
+def names(run: Run) -> list[str]:
+    """The names of the pointers that there are; "last" comes last."""
+    found = sorted(file.stem for file in run.checkpoints.glob("*.json"))
+    return sorted(found, key=lambda name: name == "last")
+
+
+def folders(pointer: Mapping[str, Any]) -> list[str]:
+    """The checkpoint folders that a pointer names, as ``checkpoints/step_000123``: its own, and the ranked ones."""
+    return [str(one["path"]) for one in (pointer, *pointer.get("ranked", ()))]
+
+
+def named_folders(run: Run) -> set[str]:
+    """Names of the folders that any pointer names."""
+    found = [pointer for which in names(run) if (pointer := read(run, which)) is not None]
+    return {Path(path).name for pointer in found for path in folders(pointer)}
+
+
+def check(run: Run, which: str) -> Pointer:
+    """A pointer that is there, and may be copied, moved and deleted by.
+
+    Raises:
+        UserError: it names no checkpoint folder of the run.
+    """
+    pointer = read(run, which) or {}
+    file = run.checkpoints / f"{which}.json"
+    for one in (pointer, *pointer.get("ranked", ())):
+        place, _, folder = str(one.get("path")).partition("/")
+        if place != run.checkpoints.name or not FOLDER.fullmatch(folder) or not {"step", "sha256"} <= one.keys():
+            raise UserError(
+                f"{file} holds {one}, expected step, sha256 and a path such as checkpoints/step_000123: delete it."
+            )
+    return pointer
+
+
+def write(run: Run, which: str, pointer: Mapping[str, Any]) -> bool:
+    """Point ``which`` at a checkpoint; what stands there already is not written again.
+
+    Returns:
+        Whether anything was written.
+
+    Raises:
+        UserError: the disk is full or the folder is gone.
+    """
+    if read(run, which) == pointer:
+        return False
+    with writing(run.checkpoints):
+        write_json(run.checkpoints / f"{which}.json", pointer)
+    return True
+
+
+def forget(run: Run, which: str) -> None:
+    """Take a pointer away; its folder goes when checkpoints are next pruned."""
+    (run.checkpoints / f"{which}.json").unlink(missing_ok=True)
