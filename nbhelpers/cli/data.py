@@ -1,4 +1,4 @@
-"""``nbhelpers data``: list, fetch, verify or simulate data."""
+"""``nbhelpers data``: list, fetch, verify, simulate, prepare or pack data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EVENT_STAGE = "perceptual-unet"  # knows how events lie in SEVIR's files
 
 
 def add(commands: Any) -> None:
-    data = commands.add_parser("data", help="list, fetch, verify or simulate data")
+    data = commands.add_parser("data", help="list, fetch, verify, simulate, prepare or pack data")
     actions = data.add_subparsers(dest="action", required=True)
     listing = actions.add_parser("list", help="the data sets that can be fetched")
     listing.add_argument("--json", action="store_true", help="print JSON")
@@ -42,6 +42,19 @@ def add(commands: Any) -> None:
     simulate.add_argument("--data-dir", type=Path, help="an empty or new folder")
     simulate.add_argument("--seed", type=int, default=0)
     simulate.set_defaults(run=_simulate)
+    prepare = actions.add_parser("prepare", help="turn data of your own into the layout that a stage reads")
+    prepare.add_argument("stage", choices=STAGES, metavar="STAGE", help=STAGE_HELP)
+    prepare.add_argument("--from", dest="sources", type=Path, nargs="+", required=True, metavar="PATH", help="scenes")
+    prepare.add_argument("--size", type=int, metavar="PIXELS", help="side of a patch (default: as the stage's data)")
+    prepare.add_argument("--place", metavar="NAME", help="where all these scenes lie (default: by their georeference)")
+    packing = actions.add_parser("pack", help="write a stage's many small files as a few that are fast to read")
+    packing.add_argument("stage", choices=STAGES, metavar="STAGE", help=STAGE_HELP)
+    packing.add_argument("--data-dir", type=Path, required=True, metavar="FROM", help="folder with the data")
+    for one, run in ((prepare, _prepare), (packing, _pack)):
+        one.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to write")
+        one.add_argument("--bands", nargs="+", metavar="BAND", help="such as B02; for scenes, in the file's order")
+        one.add_argument("--offset", type=int, metavar="DN", help="to add (default: as the files or their names say)")
+        one.set_defaults(run=run)
 
 
 def _list(arguments: argparse.Namespace) -> int:
@@ -91,3 +104,30 @@ def _simulate(arguments: argparse.Namespace) -> int:
     folder = arguments.data_dir or simulated_dir(name, profile)
     print(simulate(folder, profile=profile, seed=arguments.seed, **asked))
     return 0
+
+
+def _prepare(arguments: argparse.Namespace) -> int:
+    cut_scenes = _offered(arguments.stage, "prepare", "cut_scenes")
+    print(cut_scenes(arguments.sources, arguments.to, **_given(arguments, "size", "place")))
+    return 0
+
+
+def _pack(arguments: argparse.Namespace) -> int:
+    pack = _offered(arguments.stage, "pack", "pack")
+    print(pack(arguments.data_dir, arguments.to, **_given(arguments)))
+    return 0
+
+
+def _given(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """What was asked for; the rest is the stage's default."""
+    values = {name: getattr(arguments, name) for name in ("bands", "offset", *names)}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _offered(stage: str, action: str, function: str) -> Any:
+    """What the stage does for ``data ACTION``; UserError where it has nothing of the kind."""
+    commands = stage_commands(stage)
+    if not hasattr(commands, function):
+        offering = [name for name in STAGES if hasattr(stage_commands(name), function)]
+        raise UserError(f"there is nothing to {action} for {stage}: `data {action}` is for {', '.join(offering)}.")
+    return getattr(commands, function)

@@ -9,6 +9,8 @@ import stat
 import tarfile
 import zipfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +21,7 @@ Kind = Literal["zip", "tar"]
 
 SUFFIXES: dict[Kind, tuple[str, ...]] = {
     "zip": (".zip",),
-    "tar": (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz"),
+    "tar": (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst"),
 }
 MARKER = ".unpacked_from_sha256"  # inside the folder, so that one rename makes folder and record appear together
 
@@ -30,7 +32,8 @@ def unpack(archive: Path, folder: Path, *, kind: Kind, sha256: str) -> None:
     """Unpack ``archive`` to the new folder ``folder`` and note in it which archive it came from.
 
     Everything goes to ``<folder>.unpacking`` first, which is then renamed: an interrupted run leaves no folder that
-    looks complete. tar files may be plain or compressed with gzip, bzip2 or xz.
+    looks complete. tar files may be plain or compressed with gzip, bzip2, xz or, where the package zstandard is
+    installed, Zstandard.
 
     Raises
     ------
@@ -95,20 +98,62 @@ def _unpack_zip(archive: Path, temporary: Path) -> None:
 
 
 def _unpack_tar(archive: Path, temporary: Path) -> None:
-    with tarfile.open(archive) as opened:
-        members = opened.getmembers()
-        for member in members:
+    needed = 0
+    with _opened_tar(archive) as opened:
+        for member in _members(opened, forget=_is_zstd(archive)):
             if escapes(member.name):
                 raise _refusal(archive, member.name, "leads outside its folder")
             if (member.issym() or member.islnk()) and escapes(member.linkname):
                 raise _refusal(archive, member.name, f"is a link to {member.linkname!r}, which may lie outside")
+            if member.islnk() and _is_zstd(archive):  # its target would be sought in members that are forgotten
+                raise _refusal(archive, member.name, "is a hard link, which a Zstandard archive here must not hold")
             if not (member.isfile() or member.isdir() or member.issym() or member.islnk()):
                 raise _refusal(archive, member.name, "is a device or pipe")
-        check_room(temporary.parent, sum(member.size for member in members), f"unpacking {archive.name}")
-        temporary.mkdir()
+            needed += member.size
+    check_room(temporary.parent, needed, f"unpacking {archive.name}")
+    temporary.mkdir()
+    with _opened_tar(archive) as opened:
         # Python's own filter as well, where this Python has it (3.10.12, 3.11.4 and later): it also drops setuid bits.
         opened.extraction_filter = getattr(tarfile, "data_filter", None)
-        opened.extractall(temporary)
+        opened.extractall(temporary, members=_members(opened, forget=_is_zstd(archive)))
+
+
+@contextmanager
+def _opened_tar(archive: Path) -> Iterator[tarfile.TarFile]:
+    if not _is_zstd(archive):
+        with tarfile.open(archive) as opened:
+            yield opened
+        return
+    try:
+        import zstandard
+    except ImportError as error:
+        raise UserError(
+            f"{archive} is compressed with Zstandard, which needs the package zstandard: `pip install zstandard`, then "
+            "run again; or unpack it yourself with `tar --zstd -xf`"
+        ) from error
+    try:
+        with (
+            archive.open("rb") as file,
+            zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True) as stream,
+            tarfile.open(fileobj=stream, mode="r|") as opened,
+        ):
+            yield opened
+    except zstandard.ZstdError as error:
+        raise tarfile.ReadError(str(error)) from error
+
+
+def _is_zstd(archive: Path) -> bool:
+    return archive.name.lower().endswith(".zst")
+
+
+def _members(opened: tarfile.TarFile, *, forget: bool) -> Iterator[tarfile.TarInfo]:
+    """Members one by one; ``forget`` keeps no list of them, which for millions of files would fill the memory."""
+    if not forget:
+        yield from opened
+        return
+    while (member := opened.next()) is not None:
+        opened.members = []  # type: ignore[attr-defined]
+        yield member
 
 
 def _refusal(archive: Path, member: str, why: str) -> UserError:

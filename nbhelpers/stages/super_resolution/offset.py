@@ -1,0 +1,42 @@
+"""The offset of digital numbers: what must be added before DN / 1e4 is a reflectance.
+
+Since processing baseline 04.00 (25 January 2022) products hold 1000 more than before, so that dark pixels need not be
+cut off at 0 (Copernicus, Sentinel-2 Products Specification Document, BOA_ADD_OFFSET).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from nbhelpers.core.errors import UserError
+from nbhelpers.stages.super_resolution.patch import DN_PER_REFLECTANCE
+
+NEW_OFFSET = -1000  # of products of baseline 04.00 and later
+_BASELINE = re.compile(r"_N(\d{4})_")
+_REPROCESSED = 9999  # "baseline" of products made with the stand-alone sen2cor, as BigEarthNet v2's; it has no offset
+
+
+def offset_in_name(name: str) -> int:
+    """-1000 for a product or patch of baseline 04.00 or later, else 0."""
+    found = _BASELINE.search(name)
+    return NEW_OFFSET if found and 400 <= int(found[1]) < _REPROCESSED else 0
+
+
+def offset_in_tags(tags: Iterable[tuple[float, float]], source: str) -> int | None:
+    """Offset in DN of a GeoTIFF's own (scale, offset) by band; None where the file says nothing (1 and 0).
+
+    Raises:
+        UserError: bands that disagree, or a scale that is neither 1 nor 1e-4.
+    """
+    found = {(round(scale * DN_PER_REFLECTANCE, 6), offset) for scale, offset in tags}
+    if len(found) > 1:
+        raise UserError(f"{source} has bands of different scale and offset tags: write all bands in one unit.")
+    (units, offset) = next(iter(found))
+    if units not in (1, DN_PER_REFLECTANCE):
+        raise UserError(
+            f"{source} has the scale tag {units / DN_PER_REFLECTANCE:g}, expected 1 (none) or 1e-4 as Sentinel-2's "
+            "digital numbers: rewrite the file in those units."
+        )
+    in_dn = round(offset / (units / DN_PER_REFLECTANCE))
+    return None if units == DN_PER_REFLECTANCE and in_dn == 0 else in_dn
