@@ -8,15 +8,18 @@ from nbhelpers.widgets.balance import LossBalance, loss_balance
 from nbhelpers.widgets.display import LiveFigure, show, show_table
 from nbhelpers.widgets.grid import SweepPanel, sweep_panel
 from nbhelpers.widgets.hand_over import HandOverPanel, hand_over_panel
+from nbhelpers.widgets.swipe import Swipe, swipe
 
 __all__ = [
     "HandOverPanel",
     "LiveFigure",
     "LossBalance",
     "SweepPanel",
+    "Swipe",
     "hand_over_panel",
     "loss_balance",
     "show",
     "show_table",
     "sweep_panel",
+    "swipe",
 ]
