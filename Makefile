@@ -24,6 +24,7 @@ floors: .venv/installed
 	$(BIN)/python benchmarks/floors.py
 	$(BIN)/python benchmarks/sweep.py
 	$(BIN)/python benchmarks/turbulence.py
+	$(BIN)/python benchmarks/super_resolution.py
 
 lint: .venv/installed
 	$(BIN)/python -m pip install --quiet -e '.[dev]'
