@@ -1,8 +1,9 @@
 """Memory of a training step by stage and profile: what autograd keeps for the backward pass, in float32.
 
-Counted by a hook on every tensor that is saved, weights aside, for one window and times the batch size; it does not
-depend on the machine, and half precision keeps about half of it. A GPU needs the weights four times (themselves, their
-gradients, two moments of Adam), those of a feature network once, and the libraries' own besides.
+Counted by a hook on every tensor that is saved, weights aside, for one sample and times the batch size, for the update
+of the last phase that keeps most; it does not depend on the machine, and half precision keeps about half of it. A GPU
+needs the weights four times (themselves, their gradients, two moments of Adam), those of a feature network once, and
+what the libraries take for themselves.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from nbhelpers.stages.neural_operator.config import simulated
 from nbhelpers.stages.neural_operator.simulate import simulate as simulate_flows
 from nbhelpers.stages.perceptual_unet import commands as nowcast
 from nbhelpers.stages.perceptual_unet.simulate import simulate as simulate_storms
+from nbhelpers.stages.super_resolution import commands as finer
+from nbhelpers.stages.super_resolution.simulate import simulate as simulate_land
 
 GB = 1e9
 PROFILES = ("smoke", "quick", "t4", "full")
@@ -39,19 +42,24 @@ def saved_bytes(task: Any) -> dict[str, float]:
             kept[storage.data_ptr()] = storage.nbytes()  # tensors that share memory count once
         return tensor
 
+    net = losses = 0
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        (update,) = task.updates(batch, task.phases[0])
-        net = sum(kept.values())
-        losses = [term.fn(update.prediction) for term in update.terms]
-    total = sum(kept.values())
+        for update in task.updates(batch, task.phases[-1]):
+            own = sum(kept.values())
+            values = [term.fn(update.prediction) for term in update.terms]
+            total = sum(kept.values())
+            if total > net + losses:
+                net, losses = own, total - own
+            kept.clear()
+            del values, update
     parameters = sum(p.numel() for module in task.modules.values() for p in module.parameters())
-    del losses, update
+    samples = batch.dn if hasattr(batch, "dn") else batch.frames
     return {
-        "frames": batch.frames.shape[1],
-        "side": batch.frames.shape[-1],
+        "frames": samples.shape[1],  # or bands
+        "side": samples.shape[-1],
         "parameters_millions": parameters / 1e6,
         "net_gb": net / GB,
-        "losses_gb": (total - net) / GB,
+        "losses_gb": losses / GB,
         "weights_and_adam_gb": 16 * parameters / GB,
     }
 
@@ -74,6 +82,7 @@ with tempfile.TemporaryDirectory() as name:
     def flows(profile: str) -> Path:
         return simulate_flows(folder / profile, **simulated(profile) | {"n_simulations": 3})
 
+    simulate_land(folder / "land", n_places=3, patches_per_place=1)
     stages = {
         "perceptual-unet": by_profile(
             nowcast,
@@ -81,6 +90,9 @@ with tempfile.TemporaryDirectory() as name:
             backbone_weights="random",
             lpips_weights="random",
             max_pct_missing=1.0,
+        ),
+        "super-resolution": by_profile(
+            finer, lambda profile: folder / "land", backbone_weights="random", lpips_weights="random"
         ),
         "neural-operator": by_profile(operator, flows),
     }

@@ -100,6 +100,25 @@ def test_settings_that_refuse_a_value_say_so(panel: LossBalance) -> None:
         panel.config.replace({"share": "much"}, source="the panel")
 
 
+class Careful(Settings):
+    """Settings in which a share may not go beyond what is left."""
+
+    def replace(self, changes: dict[str, Any], *, source: str) -> Settings:
+        if (changes.get("share") or 0) > 0.4:
+            raise UserError("share is more than is left: lower it.")
+        return Careful(**vars(super().replace(changes, source=source)))
+
+
+def test_a_value_that_the_settings_refuse_is_left_white_and_leaves_them_as_they_were() -> None:
+    panel = loss_balance(Careful(), balance, KNOBS, judged="extra")
+    strip = panel.picture.value.partition("gradient share of")[0]
+    assert strip.count("background:#fff'") == 12, "the last fifth of a slider that ends at 0.5"
+    panel.sliders["share"].value = 0.45
+    assert panel.config == Careful() and "more than is left" in panel.picture.value
+    panel.sliders["share"].value = 0.3
+    assert panel.config.share == 0.3 and "extra is at work" in panel.picture.value
+
+
 CELL = """
 import sys
 sys.path.insert(0, {tests!r})

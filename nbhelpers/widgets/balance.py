@@ -6,10 +6,12 @@ import html
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from nbhelpers.core.errors import UserError
 from nbhelpers.core.knobs import DROWNING_SHARE, INERT_SHARE, Knob
 
 TERM_COLOURS = ("#2471a3", "#c0392b", "#1e8449", "#b7950b", "#7d3c98")
 STRIP_STEPS = 60  # pieces of the coloured strip under a slider
+REFUSED = "#fff"  # where the settings do not allow a value
 
 
 class Contribution(Protocol):
@@ -65,8 +67,12 @@ class LossBalance:
         self.place.children = (slider,)
         # Four digits are what the panel shows; the settings shall hold what was read there.
         value = float(f"{slider.value:.4g}")
-        self.config = self.config.replace({self.knob.field: value}, source="the panel")
-        self.picture.value = self._html()
+        try:
+            self.config = self.config.replace({self.knob.field: value}, source="the panel")
+        except UserError as error:  # two shares that leave nothing, say: the settings stay as they were
+            self.picture.value = f"<div style='font:13px sans-serif;color:#7b241c'>{html.escape(str(error))}</div>"
+        else:
+            self.picture.value = self._html()
 
     def _html(self) -> str:
         knob, rows = self.knob, self._balance(self.config)
@@ -87,9 +93,13 @@ class LossBalance:
         """Where along the slider the judged term is inert, balanced or dominating, measured on the batch."""
         cells = []
         for index in range(STRIP_STEPS):
-            config = self.config.replace({knob.field: knob.at((index + 0.5) / STRIP_STEPS)}, source="the panel")
-            share = _share(self._balance(config), self._judged)
-            cells.append(f"<span style='flex:1;background:{zone_colour(share)}'></span>")
+            try:
+                config = self.config.replace({knob.field: knob.at((index + 0.5) / STRIP_STEPS)}, source="the panel")
+            except UserError:  # beside the other settings that value cannot be
+                colour = REFUSED
+            else:
+                colour = zone_colour(_share(self._balance(config), self._judged))
+            cells.append(f"<span style='flex:1;background:{colour}'></span>")
         left = 100 * knob.fraction(getattr(self.config, knob.field))
         here = f"<div style='position:absolute;left:{left:.1f}%;top:-3px;width:2px;height:16px;background:#000'></div>"
         marked = ""

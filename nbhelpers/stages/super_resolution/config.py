@@ -245,7 +245,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         **_SMALL_NETS, "crop": 48, "crops_per_epoch": 1200, "batch_size": 16, "stage1_epochs": 24, "stage2_epochs": 8,
         "stage1_lr": 1e-3, "stage2_lr": 2e-4, "discriminator_lr_factor": 0.1, "ema_decay": 0.998,
         "perceptual_share": 0.5, "adversarial_share": 0.2, "adversarial_ramp": 1.0, "self_ensemble": True,
-        "eval_patches": 60,
+        "eval_patches": 32,
     },
     "t4": {"stage1_epochs": 20, "stage2_epochs": 12},
     "full": {"crops_per_epoch": 20_000, "stage2_epochs": 50, "cache_gb": 12.0, "ensemble": 5},
