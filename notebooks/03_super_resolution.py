@@ -22,15 +22,15 @@
 # so that **the output, seen by the coarser sensor, is the input again**. That projection needs no training and is worth
 # more than a decibel by itself, so it stands among the baselines: only what is above it was learnt.
 #
-# **You get** a trained generator, its scores by place and by band beside five predictors that need no training, pictures
-# with one stretch for all, a verdict, and your own GeoTIFF super-resolved with its georeference kept.
+# **You get** a trained generator, its scores by place and by band beside predictors that need no network, pictures with
+# one stretch for all, a verdict, and your own GeoTIFF super-resolved with its georeference kept.
 #
 # | profile | for | minutes | memory of a step, float32 | download |
 # |---|---|---|---|---|
 # | `smoke` | checking that everything works | 1 | 0.1 GB | 5 MB |
-# | `quick` | a laptop or a session without GPU | 10 | 0.3 GB | 5 MB |
-# | `t4` | a free GPU (Colab, Kaggle) | up to 60 (not measured yet) | – | 820 MB of network weights |
-# | `full` | several sessions | – | – | as `t4`, and the data |
+# | `quick` | a laptop or a session without GPU | 10 | 0.1 GB | 5 MB |
+# | `t4` | a free GPU (Colab, Kaggle) | up to 60 (not measured yet) | 2 GB (about half in fp16) | 820 MB of network weights |
+# | `full` | several sessions | – | 2 GB | as `t4`, and the data |
 #
 # **Data**: simulated landscapes in BigEarthNet's own file format, made here in a minute; or
 # [BigEarthNet](https://bigearth.net/) (Clasen et al. 2024; Sumbul et al. 2019; licence CDLA-Permissive-1.0), v1 or v2; or
@@ -56,6 +56,8 @@ RUN_NAME = "super-resolution"  # the same name again goes on where that run stop
 DATA_DIR = ""  # empty: simulated landscapes; else BigEarthNet's folder, or a packed set
 SCENES = []  # with DATA_DIR empty: your own Sentinel-2 GeoTIFFs (level 2A, 10 m), three places or more, to train on
 TEST_PLACES = []  # tiles held out for the test, e.g. ["29UPU", "33UUP"]; empty: chosen by a hash of their names
+VAL_PLACES = []  # the same for validation
+OFFSET = None  # digital number added to your own data (-1000 for products since 2022); None: what names and files say
 PREDICT_SCENE = ""  # a GeoTIFF to super-resolve at the end; empty: a simulated one
 BACKBONE_WEIGHTS = "imagenet"  # downloaded once; or the path of a weight file; or "random" (the report will say so)
 LPIPS_WEIGHTS = ""  # the same for the LPIPS metric; empty: those of the backbone if it is the same net, else imagenet
@@ -67,11 +69,13 @@ RUN_SWEEP = False  # train the first stage alone and several shares of the secon
 #
 # * v2: `BigEarthNet-S2/<product>/<patch>/<patch>_B02.tif`, or v1: `<patch>/<patch>_B02.tif`; one GeoTIFF a band, digital
 #   numbers (reflectance × 10,000), bands of one resolution; `metadata.parquet` beside it gives countries and splits;
-# * products since January 2022 hold 1,000 more than that: their names, or an offset in the files, say so, and
-#   `Config.for_profile(…, offset=-1000)` if neither does.
+# * products since January 2022 hold 1,000 more than that: their names, or an offset in the files, say so; if neither
+#   does, set `OFFSET = -1000`.
 #
-# Reading thousands of patches is ten times faster packed:
-# `nbhelpers data pack super-resolution --data-dir BigEarthNet-S2 --to packed`.
+# BigEarthNet is one archive of 63 GB with millions of small files (`nbhelpers data fetch bigearthnet-s2`, which needs the
+# packages zstandard and pyarrow): too much for a free notebook. Unpack it once where there is room, and pack what you want
+# to train on into a few large files, `nbhelpers data pack super-resolution --data-dir BigEarthNet-S2 --to packed`: they
+# are read a hundred times faster, and copied to Drive or a Kaggle Dataset as they are.
 
 # %%
 import os
@@ -84,7 +88,13 @@ place = workspace()
 profile = PROFILE or default_profile()
 weights = os.environ.get("NBHELPERS_BACKBONE_WEIGHTS", BACKBONE_WEIGHTS)
 config = Config.for_profile(
-    profile, seed=SEED, backbone_weights=weights, lpips_weights=LPIPS_WEIGHTS or None, test_places=tuple(TEST_PLACES)
+    profile,
+    seed=SEED,
+    backbone_weights=weights,
+    lpips_weights=LPIPS_WEIGHTS or None,
+    test_places=tuple(TEST_PLACES),
+    val_places=tuple(VAL_PLACES),
+    offset=OFFSET,
 )
 config
 
@@ -101,7 +111,7 @@ if DATA_DIR:
     data_dir = Path(DATA_DIR)
 elif SCENES:
     data_dir = place.data_dir / f"{RUN_NAME}-scenes"
-    cut_scenes([Path(scene) for scene in SCENES], data_dir, bands=config.bands)
+    cut_scenes([Path(scene) for scene in SCENES], data_dir)
 else:
     data_dir = place.data_dir / f"super-resolution-{profile}"
     simulate(data_dir, **SIMULATED[profile])
@@ -191,10 +201,11 @@ chosen
 # PSNR at bicubic's? If not, an hour of training would not mend it.
 
 # %%
-from nbhelpers.stages.super_resolution.quick_check import quick_check
+from nbhelpers.stages.super_resolution.quick_check import quick_check, require
 
-for gate in quick_check(task, place.output_dir, f"{RUN_NAME}-{profile}"):
-    print(gate)
+check = quick_check(task, place.output_dir, f"{RUN_NAME}-{profile}")
+print(*check, sep="\n")
+require(check)  # stops here if one fails
 
 # %% [markdown]
 # **Then the run**, both stages in one folder. Press stop when you like, lose the session, run all again: training goes on
@@ -368,7 +379,7 @@ print(run.folder / "report.md")
 # | `no patches such as <patch>/<patch>_B02.tif in …` | `DATA_DIR` points beside the data | point it at the folder that holds `BigEarthNet-S2` |
 # | `band B02 has pixels of 10 m and band B05 of 20 m` | bands of two resolutions make no image | choose bands of one resolution |
 # | `every patch … was stretched by itself` | the patches were made for the eye | take the digital numbers from the archive |
-# | `99 % of B02 are brighter than …` | a product since 2022 without its offset | `Config.for_profile(profile, offset=-1000)` |
+# | `99 % of B02 are brighter than …` | a product since 2022 without its offset | `OFFSET = -1000` |
 # | `found 2 places … a split … needs 3` | no place may stand in two splits | add patches of other tiles |
 # | `… was started with other settings: perceptual_share …` | same run name, other settings | choose a new `RUN_NAME`, or go back |
 # | `ImageNet weights … cannot be fetched` | no internet | attach the weight file and set `BACKBONE_WEIGHTS` (for LPIPS: `LPIPS_WEIGHTS`) to its path; or `"random"` |
