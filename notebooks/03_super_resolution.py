@@ -386,6 +386,7 @@ print(run.folder / "report.md")
 # | a box: `STOPPED · training_on_noise`, `· leakage`, `· unreadable` … | a guard measured that this run cannot be believed | what the box says under *what to do* |
 # | `WARN gan_balance …` | the discriminator always wins, or never | what it says: mostly `discriminator_lr_factor` or `adversarial_share` |
 # | verdict `nothing learnt beyond the projection` | too few steps or places | more `crops_per_epoch` or `stage1_epochs`, more tiles |
+# | grain all over a super-resolved scene of 10 m | its own noise was sharpened, which 40 m inputs made from clean averages do not have | train for it: `Config.for_profile(profile, noise=0.002, consistency=False)`; the projection keeps whatever the input has |
 # | sharp, and not in the truth | a GAN makes detail up where the input has none | use the first stage (`--checkpoint pixel_best`) for measurements |
 # | `STOPPED · out_of_memory` | the GPU is smaller than a T4, or shared | `Config.for_profile(profile, batch_size=4, accumulate=2)` |
 # | `WARN second_folder …` | Drive is full or was unmounted | make room, mount it again: the next checkpoint is copied |
