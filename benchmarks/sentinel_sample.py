@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nbhelpers.stages.super_resolution.cut import LEVEL_1C, cut_scenes
+from nbhelpers.stages.super_resolution.cut import cut_scenes
 from nbhelpers.stages.super_resolution.patch import (
     BANDS,
     DEFAULT_BANDS,
@@ -21,6 +21,7 @@ from nbhelpers.stages.super_resolution.patch import (
     band_file,
     write_patch,
 )
+from nbhelpers.stages.super_resolution.raster import LEVEL_1C
 
 SERIES = "series"  # place of the five dates, which have no georeference
 TILE_SIDE = 112  # half of a scene of 224 pixels, and a multiple of 8

@@ -8,6 +8,8 @@ RUN_FOLDER = ""  # @param {type:"string"}
 SCENE = ""  # @param {type:"string"}
 # Where the result goes. Empty: beside the other data, as <scene>_x<scale>.tif.
 OUT = ""  # @param {type:"string"}
+# Digital number added to the scene (-1000 for products since January 2022). None: as its tags or name say.
+OFFSET = None  # @param {type:"raw"}
 VIEW = 64  # pixels of the input along a side of what is shown, from the middle of the scene
 
 # ruff: noqa: E402
@@ -71,8 +73,10 @@ if SCENE:
 else:
     path = simulate_scene(workspace().data_dir / "simulated_scene.tif", size=(200, 240), bands=config.bands)
     print("SCENE is empty: this is a SIMULATED landscape, which shows how it works and nothing else.")
-scene = read_scene(path, config.bands, offset=config.offset)
+scene = read_scene(path, config.bands, offset=OFFSET)
 print(f"Scene: {path}, {scene.image.shape[-2]} x {scene.image.shape[-1]} pixels, {scene.units}.")
+for warning in scene.warnings:
+    print(f"WARNING: {warning}")
 
 image, consistency = super_resolve(trained, scene)
 said = tags(config, trained.checkpoint, scene)

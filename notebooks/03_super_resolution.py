@@ -355,7 +355,7 @@ from nbhelpers.stages.super_resolution.predict import predict_scenes
 from nbhelpers.stages.super_resolution.simulate import write_scene
 
 scene = Path(PREDICT_SCENE) if PREDICT_SCENE else write_scene(place.data_dir / "scene.tif", size=(150, 200))
-for path, consistency in predict_scenes(run, [scene]):
+for path, consistency in predict_scenes(run, [scene], offset=OFFSET):
     print(path, consistency)
 
 # %%

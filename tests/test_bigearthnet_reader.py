@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 import tarfile
 from collections import Counter
@@ -21,8 +22,9 @@ from nbhelpers.cli import main
 from nbhelpers.core.errors import UserError
 from nbhelpers.core.manifest_format import load_manifest
 from nbhelpers.core.unpack import unpack
-from nbhelpers.stages.super_resolution.cut import LEVEL_1C, cut_scenes
+from nbhelpers.stages.super_resolution.cut import cut_scenes
 from nbhelpers.stages.super_resolution.folder import PLACES_NAME, PatchFolder
+from nbhelpers.stages.super_resolution.geotiff import read_scene
 from nbhelpers.stages.super_resolution.offset import offset_in_name
 from nbhelpers.stages.super_resolution.patch import (
     BANDS,
@@ -34,6 +36,7 @@ from nbhelpers.stages.super_resolution.patch import (
     write_patch,
 )
 from nbhelpers.stages.super_resolution.place import mgrs_square, tile_in_name
+from nbhelpers.stages.super_resolution.raster import LEVEL_1C, band_in
 
 # --- bands and names ----------------------------------------------------------------------------------------------
 
@@ -405,8 +408,74 @@ def test_a_scene_is_not_cut_twice_into_one_folder(tmp_path: Path) -> None:
     write_scene(tmp_path / "in/a.tif", stack(12, 48, 48))
     cut_scenes([tmp_path / "in"], tmp_path / "out", size=48, place="home")
     assert PatchFolder(tmp_path / "out").patches[0].place == "home"
-    with pytest.raises(UserError, match="exists already"):
-        cut_scenes([tmp_path / "in"], tmp_path / "out", size=48)
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    again = cut_scenes([tmp_path / "in"], tmp_path / "out", size=48, place="home")
+    assert (again.n_patches, again.places, again.bands) == (1, ("home",), DEFAULT_BANDS)
+    assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    for options in ({"place": "away"}, {"size": 32}, {"bands": ["B02"]}, {"offset": -5}):
+        with pytest.raises(UserError, match=f"exists already .cut with another .*{next(iter(options))}"):
+            cut_scenes([tmp_path / "in"], tmp_path / "out", **{"size": 48, "place": "home", **options})
+    write_scene(tmp_path / "in/a.tif", stack(12, 48, 48) + np.uint16(1))
+    with pytest.raises(UserError, match="exists already .cut with another source"):
+        cut_scenes([tmp_path / "in"], tmp_path / "out", size=48, place="home")
+
+
+def test_a_cut_that_lost_patches_is_not_taken_for_whole(tmp_path: Path) -> None:
+    path = write_scene(tmp_path / "a.tif", stack(12, 48, 96))
+    assert cut_scenes([path], tmp_path / "out", size=48).n_patches == 2
+    shutil.rmtree(tmp_path / "out" / FOLDER / "a/a_1_0")
+    with pytest.raises(UserError, match="of 2 patches 1 left"):
+        cut_scenes([path], tmp_path / "out", size=48)
+
+
+def test_what_a_file_says_of_its_bands_goes_before_what_the_caller_says(tmp_path: Path) -> None:
+    pixels = stack(4, 48, 48)
+    said = ["B08", "B04", "B03", "B02"]
+    path = write_scene(tmp_path / "a.tif", pixels, names=said)
+    cut_scenes([path], tmp_path / "out", size=48, bands=DEFAULT_BANDS)
+    expected = pixels[[said.index(band) for band in DEFAULT_BANDS]]
+    assert (PatchFolder(tmp_path / "out")[0] == expected).all()
+    assert np.allclose(read_scene(path, DEFAULT_BANDS).image * 1e4, expected)
+    with pytest.raises(UserError, match="has the bands B08, B04, B03, B02 and --bands asks for B05"):
+        cut_scenes([path], tmp_path / "other", size=48, bands=["B02", "B03", "B04", "B05"])
+
+
+@pytest.mark.parametrize("bands", [("B02", "B03", "B04", "B08"), ("B08", "B02")])
+def test_level_2a_without_names_is_in_its_own_order_whatever_is_wanted(tmp_path: Path, bands: tuple[str, ...]) -> None:
+    path = write_scene(tmp_path / "a.tif", stack(12, 48, 48))
+    expected = stack(12, 48, 48)[[BANDS.index(band) for band in bands]]
+    assert set(cut_scenes([path], tmp_path / "out", size=48, bands=bands).bands) == set(bands)
+    assert (PatchFolder(tmp_path / "out", bands)[0] == expected).all()
+    found = read_scene(path, bands)
+    assert found.image.shape == expected.shape and np.allclose(found.image * 1e4, expected, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("text", "band"),
+    [("B2", "B02"), ("b8a", "B8A"), ("T33UUP_20170613T101031_B02_10m", "B02"), ("B4, red", "B04"), ("B10", "B10")]
+    + [("B02/B03", None), ("red", None), ("B13", None), ("", None)],
+)
+def test_band_names_in_texts(text: str, band: str | None) -> None:
+    assert band_in(text) == band
+
+
+@pytest.mark.parametrize(
+    ("where", "offset"),
+    [
+        ("plain.tif", 0),
+        (f"{product('33UUP', baseline='N0509')}.tif", -1000),
+        (f"{product('33UUP', baseline='N0509')}.SAFE/IMG_DATA/scene.tif", -1000),
+        (f"{product('33UUP', baseline='N0509')}.SAFE/{product('33UUP', baseline='N0301')}.tif", 0),
+    ],
+)
+def test_a_scene_has_one_offset_whoever_reads_it(tmp_path: Path, where: str, offset: int) -> None:
+    pixels = stack(12, 48, 48) + np.uint16(1000)
+    path = write_scene(tmp_path / where, pixels)
+    cut_scenes([path], tmp_path / "out", size=48)
+    found = PatchFolder(tmp_path / "out")
+    expected = pixels[[1, 2, 3, 7]].astype(float) + offset
+    assert (found[0] == expected).all()
+    assert np.allclose(read_scene(path, DEFAULT_BANDS).image * 1e4, expected, atol=1e-2)
 
 
 def test_a_scenes_baseline_is_kept(tmp_path: Path) -> None:

@@ -203,13 +203,15 @@ def test_the_survey_measures_what_numpy_does_in_one_piece(gaps: float) -> None:
     seen = survey(Fixed(batches, field), "train")
     assert (seen.batches, seen.samples) == (16, 16)
     x = np.where(data[:16] == SENTINEL, np.nan, data[:16]).astype(np.float64)
-    pairs = [
-        ((a - np.nanmean(x)) * (b - np.nanmean(x))).ravel()
-        for a, b in ((x[..., :-1], x[..., 1:]), (x[..., :-1, :], x[..., 1:, :]))
-    ]
+    images = x.reshape(-1, 6, 7)
+    d = images - np.nanmean(images, axis=(1, 2), keepdims=True)
+    pairs = [(d[..., :-1], d[..., 1:]), (d[:, :-1], d[:, 1:])]
+    a, b = (np.concatenate([pair[i].ravel() for pair in pairs]) for i in (0, 1))
+    both = ~np.isnan(a * b)
+    correlation = (a * b)[both].sum() / ((a**2 + b**2) / 2)[both].sum()
     got = seen.fields["target"]
     assert [got.mean, got.std, got.low, got.high] == pytest.approx([f(x) for f in _nan_statistics()], rel=1e-6)
-    assert got.autocorrelation == pytest.approx(np.nanmean(np.concatenate(pairs)) / np.nanvar(x), rel=1e-6)
+    assert got.autocorrelation == pytest.approx(correlation, rel=1e-6)
     assert got.missing == pytest.approx(np.isnan(x).mean())
     assert got.absolute_mean == pytest.approx(np.nanmean(np.abs((x - 280) / 10)), rel=1e-6)
 
@@ -276,6 +278,26 @@ def test_shuffled_pixels_are_recognised() -> None:
     task = spoiled(lambda split, fields: (fields[0].flatten(2)[..., order].view_as(fields[0]), fields[1]))
     found = found_before(Noise(), task)
     assert {f.message.split(" looks")[0] for f in found} == {"field 'input' of train", "field 'input' of val"}
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e5])
+def test_noise_whose_level_differs_between_images_is_recognised(offset: float) -> None:
+    """Levels of bands or days, alike in both neighbours, would pass for structure."""
+    generator = torch.Generator().manual_seed(0)
+    levels = offset + 100 * torch.randn(24, 1, 1, 1, generator=generator, dtype=torch.float64)
+    noise = levels + torch.randn(24, 1, 8, 8, generator=generator, dtype=torch.float64)
+    task = spoiled(lambda split, fields: (fields[0], noise) if split == "train" else fields)
+    said = the_stop(found_before(Noise(), task))
+    assert "'target' of train looks like noise" in said.message and "correlation of neighbours -0.0" in said.evidence
+
+
+def test_images_without_variance_are_not_noise_whatever_their_levels() -> None:
+    """One in ten millions of a resampled constant is rounding."""
+    field = Field("height", "m", (-1e4, 1e4), 0.0, 1.0, None, Affine())
+    flat = 0.1 + torch.arange(4.0)[:, None, None, None].expand(4, 1, 8, 8).double()
+    flat = flat + 1e-8 * torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    seen = survey(Fixed([(flat, flat)], field), "train")
+    assert math.isnan(seen.fields["input"].autocorrelation) and seen.fields["input"].std > 1
 
 
 def test_unrelated_pairs_are_recognised() -> None:

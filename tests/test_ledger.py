@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from statistics import median
 
 import pytest
@@ -221,6 +222,14 @@ def test_a_term_that_acts_elsewhere_meets_what_the_others_send_back_there() -> N
     assert kl.cosine_to_total == pytest.approx(1.0) and kl.cosines == {}
     surrogate(probed, {"bowl": 1.0, "kl": 3.0}).backward()
     assert z.grad.tolist() == [12.0, 24.0]
+
+
+@pytest.mark.parametrize("fn", [lambda p: torch.tensor(1.0), lambda p: torch.ones(1, requires_grad=True).sum()])
+def test_a_term_that_does_not_depend_on_what_it_acts_on_is_named(fn: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises(ValueError, match="term 'lost' does not depend on the prediction: compute it from"):
+        probe(POINT, (BOWL, LossTerm("lost", fn, 1.0)))
+    with pytest.raises(ValueError, match="term 'lost' does not depend on the tensor it acts on"):
+        probe(POINT, (BOWL, LossTerm("lost", fn, 1.0, at=POINT)))
 
 
 def test_a_share_at_another_place_is_refused() -> None:

@@ -124,6 +124,36 @@ def test_the_command_writes_what_the_call_makes(run: Run, small_scene: Path, tmp
         list(predict_scenes(run, [small_scene, tmp_path / "a/scene.tif"], tmp_path / "out"))
 
 
+def test_the_offset_is_that_of_the_scene_and_not_of_the_training_data(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = Run(tmp_path / "runs" / "shifted")
+    shutil.copytree(run.folder, other.folder)
+    record = run.read_config()
+    write_json(other.config_file, {**record, "config": {**record["config"], "offset": -1000}})
+    plain = simulate_scene(tmp_path / "plain.tif", size=(24, 24))
+    with rasterio.open(plain) as file:
+        pixels, profile = file.read(), file.profile
+    with rasterio.open(tmp_path / "raised.tif", "w", **profile) as file:
+        file.write(pixels + np.uint16(1000))
+
+    def predicted(scene: str, *words: str) -> tuple[np.ndarray, str]:
+        place = ["--output-dir", str(tmp_path / "runs"), "--run-name", "shifted", "--to", str(tmp_path / "out")]
+        assert main(["predict", "super-resolution", *place, "--scene", str(tmp_path / scene), *words]) == 0
+        with rasterio.open(tmp_path / "out" / scene.replace(".", "_x4.")) as file:
+            return file.read(), capsys.readouterr().out
+
+    expected, said = predicted("plain.tif")
+    assert "(DN +0)" in said and "WARNING" not in said
+    found, said = predicted("raised.tif", "--offset", "-1000")
+    assert "(DN -1000)" in said and "WARNING" not in said
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert "WARNING: 99 % of B02 are brighter than" in predicted("raised.tif")[1]
+    place = ["--output-dir", str(tmp_path / "runs"), "--run-name", "shifted"]
+    assert main(["predict", "super-resolution", *place, "--offset", "-1000"]) == 2
+    assert "--offset is for scenes" in capsys.readouterr().err
+
+
 def test_only_stages_with_scenes_take_scenes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = ["--output-dir", str(tmp_path), "--run-name", "none", "--scene", "scene.tif"]
     assert main(["predict", "perceptual-unet", *asked]) == 2

@@ -22,6 +22,7 @@ from nbhelpers.stages.super_resolution.blocks import (
 )
 from nbhelpers.stages.super_resolution.discriminator import Discriminator
 from nbhelpers.stages.super_resolution.generator import Generator
+from nbhelpers.stages.super_resolution.scene import MARGIN
 
 SMALL = {"features": 32, "growth": 16, "num_rrdb": 1, "num_rrfdb": 1}
 D4 = Degradation(4, (0.3,) * 4)
@@ -126,7 +127,7 @@ def test_a_tile_has_the_local_contrast_of_the_scene() -> None:
         assert not torch.allclose(of_tile[..., 0, :], of_scene[..., 10, 20:100], atol=1e-4), "the edge does differ"
 
 
-def test_a_tile_with_its_context_comes_out_as_in_the_scene() -> None:
+def test_a_tile_with_its_margin_comes_out_as_in_the_scene() -> None:
     model, scene = small().requires_grad_(False), landscape(104, 100)
     for parameter in model.parameters():
         parameter.mul_(2)  # detail of about the size that training gives it
@@ -137,7 +138,7 @@ def test_a_tile_with_its_context_comes_out_as_in_the_scene() -> None:
         inside, window = slice(4 * context, -4 * context), slice(40 - context, 60 + context)
         return float((model(scene[..., window, window])[..., inside, inside] - whole).abs().max() / detail)
 
-    assert off(model.context) < 1e-3 < off(8)
+    assert off(MARGIN) < 1e-3 < off(8)
 
 
 def test_local_contrast_of_a_constant_and_of_dark_noise() -> None:

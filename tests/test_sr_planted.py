@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +58,27 @@ def test_nothing_is_said_where_nothing_is_planted(land: Path, tmp_path: Path) ->
 # --- noise, constants, unrelated pairs -------------------------------------------------------------------------------
 
 
-def test_files_of_noise_are_stopped_before_the_first_step(own: Path, tmp_path: Path) -> None:
-    """As dark and as varied as land is; nothing but the neighbours tells."""
+def as_dark_and_varied_as_land(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return rng.normal(rng.normal(1500, 60), 400, pixels.shape).clip(1).astype(np.uint16)
+
+
+def of_one_histogram(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The percentiles of all patches agree, as if each had been stretched."""
+    return rng.integers(1, 10_000, pixels.shape, dtype=np.uint16)
+
+
+def shuffled(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Every band with its own histogram and without any structure."""
+    return rng.permuted(pixels.reshape(len(pixels), -1), axis=1).reshape(pixels.shape)
+
+
+@pytest.mark.parametrize("change", [as_dark_and_varied_as_land, of_one_histogram, shuffled])
+def test_files_of_noise_are_stopped_before_the_first_step(
+    change: Callable[[np.ndarray, np.random.Generator], np.ndarray], own: Path, tmp_path: Path
+) -> None:
+    """Nothing but the neighbours tells."""
     rng = np.random.default_rng(0)
-
-    def noise(pixels: np.ndarray) -> np.ndarray:
-        return rng.normal(rng.normal(1500, 60), 400, pixels.shape).clip(1).astype(np.uint16)
-
-    found = stopped(task_on(rewrite(own, noise)), tmp_path, "training_on_noise")
+    found = stopped(task_on(rewrite(own, lambda pixels: change(pixels, rng))), tmp_path, "training_on_noise")
     assert "looks like noise" in found["message"] and "correlation of neighbours" in found["evidence"]
 
 
@@ -86,11 +100,7 @@ class NormalNoise(SuperResolutionTask):
 
 def test_a_loader_that_draws_noise_is_stopped_before_the_first_step(land: Path, tmp_path: Path) -> None:
     """It once trained for 20 epochs at loss 0.798 and 6.02 dB."""
-    task = task_on(land, NormalNoise, max_reflectance=1.0)
-    with pytest.raises(GuardStop) as stop:
-        fit(task, open_run(task, tmp_path, "run"))
-    # Such noise is in no units of reflectance either.
-    assert (stop.value.finding.name in ("training_on_noise", "units"), stop.value.finding.step) == (True, 0)
+    stopped(task_on(land, NormalNoise, max_reflectance=1.0), tmp_path, "training_on_noise")
 
 
 def test_constant_files_are_refused(own: Path) -> None:
@@ -347,3 +357,20 @@ def test_the_command_line_ends_with_the_guards_sentence_and_code(
     assert cli.main(["train", "super-resolution", *places, *flags, f"--val-dir={own}"]) == 3
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith("nbhelpers: STOP leakage (step 0): Splits train and val share data: the same patch")
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "folders"),
+    [({}, 0, {"run", "run-check"}), ({"stage1_lr": 0.1, "consistency": False}, 2, {"run-check"})],
+)
+def test_a_quick_check_on_the_command_line_stands_before_the_long_run(
+    changes: dict[str, Any], code: int, folders: set[str], land: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    changes = {"consistency": True} | changes
+    switch = "--consistency" if changes.pop("consistency") else "--no-consistency"
+    flags = [f"--{key.replace('_', '-')}={value}" for key, value in (SMALL | changes).items()]
+    places = [f"--data-dir={land}", f"--output-dir={tmp_path}", "--run-name=run", "--profile=smoke"]
+    assert cli.main(["train", "super-resolution", *places, *flags, switch, "--quick-check"]) == code
+    assert {path.name for path in tmp_path.iterdir()} == folders
+    said = capfd.readouterr()
+    assert "the high resolution has contrast" in said.out and ("the quick check failed" in said.err) == bool(code)

@@ -166,7 +166,12 @@ def test_a_second_stage_that_is_prolonged_goes_on_from_where_it_ended(land: Path
     """The cuts of its learning rate follow the new number, so it is not the longer run in one go."""
     changes = {"stage1_epochs": 1, "adversarial_ramp": 1.0, "ensemble": 1}
     run = train(land, tmp_path, stage2_epochs=1, **changes)
-    task = task_on(land, **(SETTINGS | changes | {"stage2_epochs": 2}))
+    task = task_on(land, **(SETTINGS | changes | {"stage2_epochs": 3}))
     fitted = fit(task, open_run(task, tmp_path, "run"))
-    assert fitted.resumed_from == 2 * STEPS and fitted.epochs == 3
-    assert [row["epoch"] for row in history.read_rows(run.history_file)] == [1, 2, 3]
+    assert fitted.resumed_from == 2 * STEPS and fitted.epochs == 4
+    rows = history.read_rows(run.history_file)
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+    # Cuts of 6 steps: 3, 4 and 5; of 18: 9, 14 and 16. Two epochs of three are after the first one only.
+    rates = [row["lr_generator"] / SETTINGS["stage2_lr"] for row in rows[1:]]
+    assert rates == pytest.approx([1 / 8, 1 / 2, 1 / 8])
+    assert rows[2]["lr_discriminator"] == pytest.approx(4 * rows[1]["lr_discriminator"])

@@ -129,6 +129,7 @@ def test_lpips_weights_follow_the_backbone_of_the_same_net() -> None:
         ({"mtf": (0.3, 0.2)}, "one a band (4 of them)"),
         ({"mtf": (1.0,)}, "expected one value between 0 and 1"),
         ({"mtf": ()}, "mtf"),
+        ({"max_patches": 2}, "max_patches is 2, expected at least 3"),
         ({"crop": 60}, "crop is 60, expected a multiple of 8"),
         ({"crop": 24}, "crop is 24, expected a multiple of 8 of at least 32"),
         ({"scale": 3}, "expected 2 or 4 or 8"),
@@ -173,6 +174,7 @@ def test_settings_on_the_command_line() -> None:
     assert config.perceptual_weight == 1.0 and config.perceptual_share is None
     assert config.val_places == ("33UUP", "29UPU") and from_flags("") == Config.for_profile("t4")
     assert from_flags("--offset none", "smoke").offset is None
+    assert from_flags("").max_patches == 20_000 and from_flags("--max-patches none").max_patches is None
     for words in ("--scale 3", "--rgb B04 B03", "--discriminator patch", "--crop wide"):
         with pytest.raises(SystemExit) as stop:
             from_flags(words)
@@ -185,4 +187,4 @@ def test_the_scale_on_the_command_line(scale: int) -> None:
 
 
 def test_what_may_change_when_a_run_goes_on() -> None:
-    assert Config.may_change == {"stage2_epochs", "num_workers"}
+    assert Config.may_change == {"stage2_epochs", "num_workers", "cache_gb"}

@@ -9,13 +9,16 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rasterio.transform import Affine
+from rasterio.warp import transform as warp_points
 from sentinel import product, scene, write_v2
 
 from nbhelpers.core.errors import UserError
 from nbhelpers.core.splits import check_disjoint
+from nbhelpers.stages.super_resolution.ground import CELL, cell_name, ground_cells
 from nbhelpers.stages.super_resolution.patch import FOLDER, Patch, write_patch
 from nbhelpers.stages.super_resolution.patches import WithValidation, open_patches
-from nbhelpers.stages.super_resolution.split import Split, keys, split_patches
+from nbhelpers.stages.super_resolution.split import Split, in_turn, keys, split_patches
 from nbhelpers.stages.super_resolution.validation import validate
 
 
@@ -148,3 +151,102 @@ def test_a_copy_under_another_name_and_offset_is_found(tmp_path: Path) -> None:
     check_disjoint(found["place"])
     with pytest.raises(UserError, match="share 1 of their keys"):
         check_disjoint(found["content"])
+
+
+# --- overlaps on the ground -----------------------------------------------------------------------------------------
+
+SIDE = 1200.0  # metres
+
+
+def at(x: float, y: float, zone: int = 33) -> tuple[str, tuple[float, ...]]:
+    """A patch of 120 x 120 pixels of 10 m with its upper left corner there."""
+    return f"EPSG:{32600 + zone}", (10.0, 0.0, x, 0.0, -10.0, y)
+
+
+def cells(*where: tuple[str | None, tuple[float, ...]]) -> list[set[int]]:
+    found = ground_cells(dict(enumerate(where)), dict.fromkeys(range(len(where)), (120, 120)))
+    return [set(found.get(index, ())) for index in range(len(where))]
+
+
+def test_neighbours_share_no_ground_and_leave_none_out() -> None:
+    grid = [at(300_000 + SIDE * column, 5_400_000 - SIDE * row) for row in range(12) for column in range(12)]
+    found = cells(*grid)
+    together = cells(("EPSG:32633", (120.0, 0.0, 300_000.0, 0.0, -120.0, 5_400_000.0)))[0]
+    assert all(found) and sum(map(len, found)) == len(set.union(*found))
+    assert set.union(*found) == together, "every cell of the whole area is in one of its patches"
+
+
+@pytest.mark.parametrize("zone", [32, 34])
+def test_overlaps_are_found_in_another_zone(zone: int) -> None:
+    x, y = 300_000.0, 5_400_000.0
+    (east,), (north,) = warp_points("EPSG:32633", f"EPSG:{32600 + zone}", [x + 300], [y - 250])
+    ours, theirs, far = cells(at(x, y), at(east, north, zone), at(east + 5000, north, zone))
+    assert ours & theirs and not ours & far and ours != theirs
+
+
+@given(st.floats(-400, 400), st.floats(-400, 400))
+@settings(max_examples=40, deadline=None)
+def test_two_thirds_in_common_are_always_found(right: float, down: float) -> None:
+    one, other = cells(at(700_000, 6_000_000), at(700_000 + right, 6_000_000 - down))
+    assert one & other
+
+
+def test_without_a_georeference_there_is_no_ground() -> None:
+    assert cells((None, (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)), at(300_000, 5_400_000))[0] == set()
+
+
+def test_names_of_cells_are_where_they_lie() -> None:
+    (found,) = cells(at(300_000, 5_400_000))
+    (lon,), (lat,) = warp_points("EPSG:32633", "EPSG:4326", [300_600], [5_399_400])
+    north, _, east, _ = cell_name(min(found)).split()
+    assert abs(float(north) - lat) < 3 * CELL and abs(float(east) - lon) < 3 * CELL
+    (south_west,) = cells(("EPSG:32733", (10.0, 0.0, 300_000.0, 0.0, -10.0, 8_000_000.0)))
+    assert float(cell_name(min(south_west)).split()[0]) < 0
+
+
+def test_patches_that_overlap_are_left_out_of_the_earlier_split() -> None:
+    every = patches("a", "b", "c", "d", each=2)  # 0 1 of a, 2 3 of b, and so on
+    ground = {0: (1,), 1: (2,), 2: (2, 3), 3: (4,), 4: (4,), 5: (6,)}
+    split = split_patches(every, val_places=("b",), test_places=("c",), ground=ground)
+    left = {name: [patch.index for patch in group] for name, group in split.patches.items()}
+    assert left == {"train": [0, 6, 7], "val": [2], "test": [4, 5]}, "1 overlaps with 2, and 3 with 4"
+    assert "1 val patches that overlap" in split.rule and "1 train patches that overlap" in split.rule
+    check_disjoint(keys(split, {}, ground)["ground"])
+    with pytest.raises(UserError, match="all 2 patches of the val split show ground"):
+        split_patches(every, val_places=("b",), test_places=("c",), ground={2: (1,), 3: (1,), 4: (1,)})
+
+
+def test_a_validation_folder_that_overlaps_is_named_and_not_thinned() -> None:
+    every = [*patches("a", "b", "c"), Patch(9, "v", "v", part="val")]
+    split = split_patches(every, test_places=("c",), ground={0: (1,), 9: (1,)})
+    assert len(split.patches["val"]) == 1 and len(split.patches["train"]) == 6
+    with pytest.raises(UserError, match="share 1 of their keys"):
+        check_disjoint(keys(split, {}, {0: (1,), 9: (1,)})["ground"])
+
+
+def test_two_tiles_of_the_same_ground_in_real_files(tmp_path: Path) -> None:
+    write_v2(tmp_path, {"33UUP": 2, "29UPU": 2, "35VPK": 2}, size=120)
+    (x,), (y,) = warp_points("EPSG:32633", "EPSG:32632", [300_100], [5_391_500])
+    transform = Affine(10, 0, x, 0, -10, y)
+    other = f"{product('32TMT')}_5_5"
+    write_patch(tmp_path / FOLDER / product("32TMT"), other, scene(77, size=120), crs="EPSG:32632", transform=transform)
+    more = open_patches(tmp_path)
+    seen = validate(more)
+    assert len(seen.ground) == 7 and all(seen.ground.values())
+    split = split_patches(more.patches, val_places=("29UPU",), test_places=("33UUP",), ground=seen.ground)
+    assert other not in {patch.id for patch in split.patches["train"]}
+    assert "1 train patches that overlap with other splits on the ground are left out" in split.rule
+    careless = split_patches(more.patches, val_places=("29UPU",), test_places=("33UUP",))
+    with pytest.raises(UserError, match=r"splits train and test share \d+ of their keys, e.g. '48.\d+ N 12.\d+ E'"):
+        check_disjoint(keys(careless, seen.content, seen.ground)["ground"])
+
+
+# --- some of the patches --------------------------------------------------------------------------------------------
+
+
+def test_patches_are_taken_from_all_places_in_turn() -> None:
+    every = [*patches("a", each=50), *(Patch(50 + i, f"b_{i}", "b") for i in range(2)), Patch(52, "c", "c")]
+    counts = [[patch.place for patch in in_turn(every, n)].count("a") for n in (3, 5, 6)]
+    assert counts == [1, 2, 3] and in_turn(every, 3) == in_turn(every[::-1], 3)
+    assert sorted(patch.index for patch in in_turn(every, None)) == list(range(53))
+    assert [patch.index for patch in in_turn(patches("a", each=50), 5)] != [0, 1, 2, 3, 4], "not the first of a place"

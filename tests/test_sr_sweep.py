@@ -193,10 +193,14 @@ def test_a_cheaper_setting_that_is_as_sharp_is_named() -> None:
 def test_gates_are_of_both_splits_and_name_the_seeds() -> None:
     report = table(BASE | {PLAIN: SHARP}, test=BASE | {PLAIN: [(28.4, 0.45), (30.0, 0.35)]})
     assert [(gate.name, gate.passed, gate.value) for gate in report["gates"]] == [
-        (f"{PLAIN} has a lower lpips than pixel-only on validation", True, "-0.1, -0.099, by seed"),
-        (f"{PLAIN} is at most 2 dB of PSNR below pixel-only on validation", True, "-0.50, -0.49 dB, by seed"),
-        (f"{PLAIN} has a lower lpips than pixel-only on test", False, "+0.05, -0.06, by seed"),
-        (f"{PLAIN} is at most 2 dB of PSNR below pixel-only on test", False, "-2.10, -0.70 dB, by seed"),
+        (f"{PLAIN} has a lower lpips than pixel-only on validation", True, "-0.1, -0.099, by seed; n = 8 places"),
+        (
+            f"{PLAIN} is at most 2 dB of PSNR below pixel-only on validation",
+            True,
+            "-0.50, -0.49 dB, by seed; n = 8 places",
+        ),
+        (f"{PLAIN} has a lower lpips than pixel-only on test", False, "+0.05, -0.06, by seed; n = 8 places"),
+        (f"{PLAIN} is at most 2 dB of PSNR below pixel-only on test", False, "-2.10, -0.70 dB, by seed; n = 8 places"),
     ]
     nearest = table(BASE | {PLAIN: DEAR, BOTH: DEAR_ONCE})["gates"]
     assert {gate.name.split()[0] for gate in nearest} == {BOTH}

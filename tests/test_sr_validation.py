@@ -209,3 +209,22 @@ def test_nothing_but_missing_pixels(tmp_path: Path) -> None:
         write_patch(tmp_path, f"a_{number}_0", bands)
     with pytest.raises(UserError, match="each of the 3 readable patches"):
         checked(tmp_path)
+
+
+def test_only_some_patches_are_looked_at(tmp_path: Path) -> None:
+    write_v2(tmp_path, {"33UUP": 3, "29UPU": 2})
+    break_patch(tmp_path, 2)
+    every = open_patches(tmp_path)
+    (broken,) = validate(every).broken
+    wanted = [index for index in range(5) if index != broken][:3]
+    found = validate(every, only=wanted)
+    assert found.usable == tuple(wanted) and not found.broken and (found.n_patches, found.n_left_out) == (3, 2)
+    assert len(found.shapes) == 5 and "2 of the 5 patches are beyond max_patches" in found.remarks()[0]
+    assert set(found.ground) == set(wanted)
+
+
+@pytest.mark.parametrize(("size", "said"), [(44, "set scale to 4, which fits all"), (45, "scale 8: cut the patches")])
+def test_a_scale_that_fits_is_named(tmp_path: Path, size: int, said: str) -> None:
+    write_v2(tmp_path, {"33UUP": 2}, size=size)
+    with pytest.raises(UserError, match=said):
+        checked(tmp_path, scale=8)

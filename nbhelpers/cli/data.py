@@ -52,7 +52,9 @@ def add(commands: Any) -> None:
     packing.add_argument("--data-dir", type=Path, required=True, metavar="FROM", help="folder with the data")
     for one, run in ((prepare, _prepare), (packing, _pack)):
         one.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to write")
-        one.add_argument("--bands", nargs="+", metavar="BAND", help="such as B02; for scenes, in the file's order")
+        one.add_argument(
+            "--bands", nargs="+", metavar="BAND", help="such as B02; in the file's order where it has no names"
+        )
         one.add_argument("--offset", type=int, metavar="DN", help="to add (default: as the files or their names say)")
         one.set_defaults(run=run)
 

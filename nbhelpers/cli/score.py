@@ -46,6 +46,9 @@ def add(commands: Any) -> None:
             other.add_argument(
                 "--scene", type=Path, nargs="+", metavar="PATH", help="GeoTIFFs to apply the model to, not --split"
             )
+            other.add_argument(
+                "--offset", type=int, metavar="DN", help="to add to scenes (default: as the files or their names say)"
+            )
 
     report = commands.add_parser("report", help="print a finished run's report, or a sweep's table")
     report.add_argument("run_dir", type=Path)
@@ -67,6 +70,8 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 def _predict(arguments: argparse.Namespace) -> int:
     if arguments.scene:
         return _predict_scenes(arguments)
+    if arguments.offset is not None:
+        raise UserError("--offset is for scenes: give --scene too, or leave it out.")
     from nbhelpers.training import checkpoint
     from nbhelpers.training.opening import check_same_data
 
@@ -85,7 +90,8 @@ def _predict_scenes(arguments: argparse.Namespace) -> int:
     predict = getattr(stage_commands(arguments.stage), "predict_scenes", None)
     if predict is None:
         raise UserError(f"{arguments.stage} has no scenes to predict: leave --scene out.")
-    for path, said in predict(existing_run(arguments), arguments.scene, arguments.to, which=arguments.checkpoint):
+    run, asked = existing_run(arguments), {"which": arguments.checkpoint, "offset": arguments.offset}
+    for path, said in predict(run, arguments.scene, arguments.to, **asked):
         print(f"{path}: {said}")
     return 0
 

@@ -44,6 +44,11 @@ def add(commands: Any, argv: Sequence[str]) -> None:
         stage.add_argument(
             "--tracker", choices=("none", "tensorboard", "wandb"), default="none", help="also log the history there"
         )
+        stage.add_argument(
+            "--quick-check",
+            action="store_true",
+            help="train a few short epochs first, and stop before the long run if they fail (super-resolution)",
+        )
         settings_flags(stage, name, wanted=is_asked_for(argv, "train", name))
         stage.set_defaults(run=_train)
 
@@ -60,12 +65,18 @@ def _train(arguments: argparse.Namespace) -> int:
     if start is not None:
         checkpoint.at(start)  # a wrong path is said before a run folder is made
     stage, config = stage_commands(arguments.stage), resolved_config(arguments)
+    if arguments.quick_check and not hasattr(stage, "quick_check"):
+        raise UserError(f"--quick-check is not there for {arguments.stage}: leave it out.")
     task = stage.Task(config, getattr(arguments, "data_dir", simulated_dir(arguments.stage, config.profile)))
     for remark in [*task.remarks(), *stage.advice(task)]:
         print(f"NOTE {remark}")
     output_dir = getattr(arguments, "output_dir", runtime.workspace().output_dir)
-    resume = "never" if arguments.resume == "never" else "auto"
     name = getattr(arguments, "run_name", f"{arguments.stage}-{config.profile}")
+    if arguments.quick_check:
+        gates = stage.quick_check(task, output_dir, name)
+        print(*gates, sep="\n")
+        stage.require(gates)
+    resume = "never" if arguments.resume == "never" else "auto"
     copy_dir = arguments.copy_dir or runtime.make_copy_dir(runtime.workspace())
     run = open_run(task, output_dir, name, resume=resume, copy_dir=copy_dir)
     print(f"Run folder: {run.folder}")

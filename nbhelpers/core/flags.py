@@ -27,7 +27,8 @@ def add_flags(parser: argparse._ActionsContainer, settings: type) -> None:
         if hint is bool:
             parser.add_argument(flag, action=argparse.BooleanOptionalAction, **common)
         elif typing.get_origin(hint) is typing.Literal:
-            parser.add_argument(flag, choices=typing.get_args(hint), **common)
+            choices = typing.get_args(hint)
+            parser.add_argument(flag, type=type(choices[0]), choices=choices, **common)
         elif typing.get_origin(hint) is tuple:
             kinds = typing.get_args(hint)
             count = "*" if kinds[-1] is Ellipsis else len(kinds)

@@ -89,16 +89,6 @@ def ergas(prediction: Tensor, truth: Tensor, *, scale: float, border: int = 0) -
     return 100 / scale * squares.mean(-1).sqrt()
 
 
-def fine_power_ratio(prediction: Tensor, truth: Tensor, *, max_wavelength: float, border: int = 0) -> Tensor:
-    """``(B, C)`` :func:`fine_power` of the prediction over the truth's: below 1 is blurred, above 1 has made-up detail.
-
-    The mean of each band is taken off first. 2·scale pixels is the shortest wave that an LR image can hold.
-    """
-    images = _inside(prediction, truth, border)
-    powers = [fine_power(x - x.mean((-2, -1), keepdim=True), max_wavelength=max_wavelength) for x in images]
-    return powers[0] / powers[1]
-
-
 def power_by_wavelength(images: Tensor) -> Tensor:
     """``(B, C, bins)`` radially averaged power of ``(B, C, H, W)`` images after a Hann window.
 
@@ -115,7 +105,10 @@ def power_by_wavelength(images: Tensor) -> Tensor:
 
 
 def fine_power(images: Tensor, *, max_wavelength: float = 8.0) -> Tensor:
-    """``(B, C)`` power at wavelengths of at most ``max_wavelength`` pixels: what a blurred image lacks."""
+    """``(B, C)`` power at wavelengths of at most ``max_wavelength`` pixels: what a blurred image lacks.
+
+    Under an image that is coarser by ``scale``, 2·scale is the shortest wave that it can hold.
+    """
     power = power_by_wavelength(images)
     wavelength = min(images.shape[-2:]) / torch.arange(1, power.shape[-1] + 1, device=images.device)
     return power[..., wavelength <= max_wavelength].sum(-1)

@@ -54,13 +54,20 @@ class Entry:
 
 
 def probe(prediction: Tensor, terms: Sequence[LossTerm]) -> Probe:
-    """Value and gradient of every term where it acts (the graph behind that is left alone)."""
+    """Value and gradient of every term where it acts (the graph behind that is left alone).
+
+    Raises:
+        ValueError: a term does not depend on the tensor it acts on.
+    """
     values, gradients, places = [], [], []
     for term in terms:
         place = prediction if term.at is None else term.at
         leaf = place.detach().float().requires_grad_(True)
         value = term.fn(leaf)
-        (gradient,) = torch.autograd.grad(value, leaf)
+        gradient = torch.autograd.grad(value, leaf, allow_unused=True)[0] if value.requires_grad else None
+        if gradient is None:
+            of = "prediction" if term.at is None else "tensor it acts on"
+            raise ValueError(f"term {term.name!r} does not depend on the {of}: compute it from the argument of its fn")
         values.append(value.detach().float())
         gradients.append(gradient)
         places.append(place)
@@ -214,9 +221,10 @@ class Balance:
         norms = dict(zip(probed.names, probed.norms, strict=True))
         declared: dict[str, float | Share] = {}
         for term in terms:
-            if isinstance(term.weight, Share) and term.at is not None:
+            weight = term.weight.at(time) if isinstance(term.weight, Moving) else term.weight
+            if isinstance(weight, Share) and term.at is not None:
                 raise ValueError(f"term {term.name!r} acts elsewhere than on the prediction: it cannot have a share")
-            declared[term.name] = term.weight.at(time) if isinstance(term.weight, Moving) else term.weight
+            declared[term.name] = weight
         if any(isinstance(weight, Share) for weight in declared.values()):
             for name, norm in norms.items():
                 self.norms.learn(name, norm)

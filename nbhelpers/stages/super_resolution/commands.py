@@ -10,6 +10,7 @@ from nbhelpers.stages.super_resolution.config import SIMULATED, Config
 from nbhelpers.stages.super_resolution.cut import cut_scenes
 from nbhelpers.stages.super_resolution.pack import pack
 from nbhelpers.stages.super_resolution.predict import FORECASTS, predict_scenes, write_forecasts
+from nbhelpers.stages.super_resolution.quick_check import quick_check, require
 from nbhelpers.stages.super_resolution.simulate import simulate as simulate_landscapes
 from nbhelpers.stages.super_resolution.task import SuperResolutionTask as Task
 
@@ -21,6 +22,8 @@ __all__ = [
     "cut_scenes",
     "pack",
     "predict_scenes",
+    "quick_check",
+    "require",
     "simulate",
     "write_forecasts",
 ]

@@ -35,7 +35,7 @@ class Config:
     scale: Literal[2, 4, 8] = 4
     # Modulation transfer function of the low resolution at its Nyquist frequency: one value, or one a band.
     mtf: tuple[float, ...] = (0.30,)
-    # Standard deviation of noise added to training inputs, as reflectance.
+    # Standard deviation of noise added to all inputs, as reflectance; with consistency it stays in the output.
     noise: float = 0.0
     # Reflectance that is 1 in model units (0 is -1), and the data range of PSNR and SSIM.
     max_reflectance: float = 1.0
@@ -51,6 +51,8 @@ class Config:
     test_places: tuple[str, ...] = ()
     # A separate folder of validation patches; none splits the data folder.
     val_dir: str | None = None
+    # Patches that are used at most, as many from each place as there are; none: all that the folders hold.
+    max_patches: int | None = None
     # Side of the random training crops.
     crop: int = 120
     # Random crops drawn in an epoch.
@@ -132,7 +134,7 @@ class Config:
     bicubic_by: int = 5
 
     # Fields that may differ when a run is continued.
-    may_change: ClassVar[frozenset[str]] = frozenset({"stage2_epochs", "num_workers"})
+    may_change: ClassVar[frozenset[str]] = frozenset({"stage2_epochs", "num_workers", "cache_gb"})
 
     def __post_init__(self) -> None:
         for name in (
@@ -141,6 +143,8 @@ class Config:
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}, expected at least 1.")
+        if self.max_patches is not None and self.max_patches < 3:
+            raise UserError(f"max_patches is {self.max_patches}, expected at least 3 (one a split), or none for all.")
         for name in ("max_reflectance", "cache_gb", "stage1_lr", "stage2_lr", "discriminator_lr_factor"):
             if not getattr(self, name) > 0:
                 raise UserError(f"{name} is {getattr(self, name)}, expected a number above 0.")
@@ -247,7 +251,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "perceptual_share": 0.5, "adversarial_share": 0.2, "adversarial_ramp": 1.0, "self_ensemble": True,
         "eval_patches": 32,
     },
-    "t4": {"stage1_epochs": 20, "stage2_epochs": 12},
+    "t4": {"stage1_epochs": 20, "stage2_epochs": 12, "max_patches": 20_000},
     "full": {"crops_per_epoch": 20_000, "stage2_epochs": 50, "cache_gb": 12.0, "ensemble": 5},
 }  # fmt: skip
 

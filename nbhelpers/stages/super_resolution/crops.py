@@ -88,6 +88,12 @@ def random_crops(patches: Sequence[int], config: Config, *, epoch: int) -> list[
     return crops
 
 
+def generators(patches: Sequence[int], config: Config) -> list[torch.Generator]:
+    """A source of noise for each of ``patches`` that depends on the seed and on its number alone."""
+    seeds = (np.random.SeedSequence([config.seed, patch]).generate_state(1)[0] for patch in patches)
+    return [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+
+
 class CropDataset(Dataset):
     """Cuts crops out of patches; index in, ``(C, H, W)`` float32 and number of the patch out.
 

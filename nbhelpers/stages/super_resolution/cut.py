@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,10 +14,10 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 from tqdm.auto import tqdm
 
-from nbhelpers.core.disk import disk_errors
+from nbhelpers.core.disk import disk_errors, file_sha256
 from nbhelpers.core.errors import UserError
 from nbhelpers.stages.super_resolution.folder import PLACES_NAME, opened
-from nbhelpers.stages.super_resolution.offset import offset_in_name, offset_in_tags
+from nbhelpers.stages.super_resolution.offset import offset_of_scene
 from nbhelpers.stages.super_resolution.patch import (
     BANDS,
     DN_PER_REFLECTANCE,
@@ -31,10 +30,11 @@ from nbhelpers.stages.super_resolution.patch import (
     write_patch,
 )
 from nbhelpers.stages.super_resolution.place import mgrs_square, tile_in_name
+from nbhelpers.stages.super_resolution.raster import LEVEL_1C, bands_of
 
-LEVEL_1C = (*BANDS[:-2], "B10", *BANDS[-2:])  # top of atmosphere: with cirrus
 SHIFT = 1000  # DN added to patches with values below 1, as in products of baseline 04.00, so that 0 stays "no data"
 MAX_REFLECTANCE = 20.0  # floats above it are digital numbers or something else
+RECORD_NAME = "CUT.json"  # in the folder of a scene's patches: what they were cut from, and how
 _SUFFIXES = (".tif", ".tiff")
 
 
@@ -67,18 +67,20 @@ def cut_scenes(
     The bands written are those whose own resolution is the scene's pixel size: others were enlarged or reduced. Where
     ``size`` does not divide a scene, the last row and column of patches overlap those before. Pixels without data (the
     file's nodata value; 0 in whole numbers, NaN in floats) become 0; a patch of nothing else is not written.
+    A scene that was cut to this folder in the same way before is left as it is, and counted.
 
     Args:
         sources: GeoTIFFs, or folders of them; whole numbers are DN, floats reflectance.
         to: a data folder, new or made before.
-        bands: names in the order of the file; default: its band descriptions, else level 2A's or 1C's usual order.
+        bands: to write; default: all. The file's band descriptions say which is which. One without descriptions and
+            with as many bands as are given has these in this order; else 12 are level 2A, 13 level 1C in their order.
         size: pixels along a side.
         place: of all these scenes; default: the tile in the file's name, the MGRS square of its centre, or its name.
-        offset: DN to add; default: the file's tags, else the processing baseline in its name.
+        offset: DN to add; default: the file's tags, else the processing baseline in its name or a folder's.
 
     Raises:
         UserError: no scene, unknown or too few bands, pixels that are no 10, 20 or 60 m, a scene smaller than ``size``,
-            values that are neither DN nor reflectance, a scene that was cut to this folder before.
+            values that are neither DN nor reflectance, a scene that was cut to this folder in another way.
     """
     scenes = list(_scenes(sources))
     root = to / FOLDER
@@ -86,26 +88,56 @@ def cut_scenes(
     n_patches, written = 0, list[str]()
     for path in tqdm(scenes, desc="cutting scenes", unit="scene", disable=None):
         product = root / path.stem
-        if product.exists():
-            raise UserError(f"{product} exists already: remove it, or give --to another folder.")
         with opened(path) as scene:
             here = _bands_here(scene, path, bands)
             if written and list(here) != written:
                 raise UserError(f"{path} has the bands {', '.join(here)}, the scene before it {', '.join(written)}.")
             written = list(here)
             places[path.stem] = place or tile_in_name(path.stem) or _square(scene) or path.stem
+            record: dict[str, Any] = {
+                "source": file_sha256(path),
+                "bands": written,
+                "size": size,
+                "place": places[path.stem],
+                "offset": _offset(scene, path, here, offset),
+            }
+            if product.exists():
+                n_patches += _cut_before(product, record)
+                continue
             unfinished = root / f".{path.stem}.cutting"  # readers pass over names with a dot
             with disk_errors(unfinished):
                 shutil.rmtree(unfinished, ignore_errors=True)  # of an interrupted run of ours
-                n_patches += _cut(scene, unfinished, path.stem, here, size=size, offset=_offset(scene, path, offset))
+                n_new = _cut(scene, unfinished, path.stem, here, size=size, offset=record["offset"])
+                _write_json(unfinished / RECORD_NAME, {**record, "n_patches": n_new})
                 _note_place(root / PLACES_NAME, path.stem, places[path.stem])
                 unfinished.replace(product)
+                n_patches += n_new
     return Cutting(to, n_patches, tuple(sorted(set(places.values()))), tuple(written))
+
+
+def _cut_before(product: Path, record: dict[str, Any]) -> int:
+    """Number of the patches that are there already and whole; UserError where they are others than would be cut."""
+    try:
+        there = json.loads((product / RECORD_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # not of ours, or of no scene at all
+        there = {}
+    changed = [name for name, value in record.items() if there.get(name) != value]
+    found = sum(path.is_dir() for path in product.iterdir())
+    if changed or found != there["n_patches"]:
+        why = (
+            f"cut with another {' and '.join(changed)}" if changed else f"of {there['n_patches']} patches {found} left"
+        )
+        raise UserError(f"{product} exists already ({why}): remove it, or give --to another folder.")
+    return found
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _note_place(notes: Path, name: str, place: str) -> None:
     known = json.loads(notes.read_text(encoding="utf-8")) if notes.is_file() else {}
-    notes.write_text(json.dumps({**known, name: place}, indent=2) + "\n", encoding="utf-8")
+    _write_json(notes, {**known, name: place})
 
 
 def _scenes(sources: Sequence[Path]) -> Iterator[Path]:
@@ -119,19 +151,22 @@ def _scenes(sources: Sequence[Path]) -> Iterator[Path]:
         yield from found
 
 
-def _bands_here(scene: Any, path: Path, names: Sequence[str]) -> dict[str, int]:
+def _bands_here(scene: Any, path: Path, asked: Sequence[str]) -> dict[str, int]:
     """Number of each band to write (from 1, as rasterio counts): those at home in the scene's pixels."""
-    if not names:
-        described = [_band_name(text or "") for text in scene.descriptions]
-        usual = {len(BANDS): BANDS, len(LEVEL_1C): LEVEL_1C}.get(scene.count, ())
-        names = [name for name in described if name] if all(described) else usual
-    if len(names) != scene.count:
+    if unknown := [name for name in asked if name not in LEVEL_1C]:
+        raise UserError(f"{path}: there is no band {unknown[0]!r}; known are {', '.join(LEVEL_1C)}.")
+    found = bands_of(scene, asked)
+    if not found:
         raise UserError(
-            f"{path} has {scene.count} bands and {'no' if not names else len(names)} names for them: give --bands with "
+            f"{path} has {scene.count} bands and {'no' if not asked else len(asked)} names for them: give --bands with "
             "the name of each in the file's order, such as B02 B03 B04 B08."
         )
-    if unknown := [name for name in names if name not in LEVEL_1C]:
-        raise UserError(f"{path}: there is no band {unknown[0]!r}; known are {', '.join(LEVEL_1C)}.")
+    if absent := [name for name in asked if name not in found]:
+        raise UserError(
+            f"{path} has the bands {', '.join(found)} and --bands asks for {absent[0]}: leave --bands out, or correct "
+            "the band descriptions in the file."
+        )
+    names = {name: found[name] for name in asked or found}
     width = abs(scene.transform.a) if scene.crs else 10.0  # without a georeference there is nothing else to go by
     metres = next((known for known in (10, 20, 60) if abs(width - known) < 0.01 * known), None)
     if metres is None or (scene.crs and not scene.crs.is_projected):
@@ -139,7 +174,7 @@ def _bands_here(scene: Any, path: Path, names: Sequence[str]) -> dict[str, int]:
             f"{path} has pixels of {width:g} {'m' if scene.crs.is_projected else 'degrees'}, expected 10, 20 or 60 m: "
             "warp it to its UTM zone first, e.g. `gdalwarp -t_srs EPSG:32633 -tr 10 10`."
         )
-    here = {name: number for number, name in enumerate(names, 1) if RESOLUTION.get(name) == metres}
+    here = {name: number for name, number in names.items() if RESOLUTION.get(name) == metres}
     if not here:
         raise UserError(
             f"{path} has pixels of {metres} m, but none of its bands {', '.join(names)} was measured at that: take a "
@@ -148,19 +183,12 @@ def _bands_here(scene: Any, path: Path, names: Sequence[str]) -> dict[str, int]:
     return here
 
 
-def _band_name(text: str) -> str | None:
-    """``B02`` of descriptions such as ``B2``, ``B02`` or ``b8a``; None of others."""
-    found = re.match(r"B0?(\d{1,2}A?)\b", text.strip().upper())
-    return f"B{found[1].zfill(2)}" if found else None
-
-
-def _offset(scene: Any, path: Path, asked: int | None) -> int:
+def _offset(scene: Any, path: Path, bands: dict[str, int], asked: int | None) -> int:
     if np.issubdtype(np.dtype(scene.dtypes[0]), np.floating):
         return 0  # they are reflectances already
     if asked is not None:
         return asked
-    declared = offset_in_tags(zip(scene.scales, scene.offsets, strict=True), str(path))
-    return offset_in_name(f"_{path.stem}_") if declared is None else declared
+    return offset_of_scene(path, [(scene.scales[number - 1], scene.offsets[number - 1]) for number in bands.values()])
 
 
 def _square(scene: Any) -> str | None:

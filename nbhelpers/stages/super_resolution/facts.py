@@ -46,6 +46,19 @@ def remarks(task: SuperResolutionTask) -> list[str]:
     if is_simulated(task):
         found.append("Simulated landscapes: the scores say how well the method works here, not on real ones.")
     found += task.validation.remarks()
+    scored = {split: task.scored(split) for split in ("val", "test")}
+    of = [
+        f"{len(chosen)} patches of {len({task.patches.patches[index].place for index in chosen})} places in {split}"
+        for split, chosen in scored.items()
+    ]
+    found.append(f"Scored are {' and '.join(of)}; a place counts as one independent group.")
+    found.append(
+        f"PSNR and SSIM: reflectance with a data range of {config.max_reflectance:g}, without a border of "
+        f"{config.scale} pixels, of each patch and band, then the mean over both."
+    )
+    found.append("Bicubic interpolation is PyTorch's, with the slope a = -0.75 of its kernel.")
+    if config.self_ensemble:
+        found.append("The model's outputs are means over eight mirrored and turned inputs; those of the baselines not.")
     if config.scaling == "percentile":
         found.append("Model units by each band's 2nd and 98th percentile over the training set, as asked for.")
     if perceptual is not None and perceptual.weights.is_random:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,8 +20,9 @@ from torch import Tensor
 
 from nbhelpers.core.disk import check_room, disk_errors
 from nbhelpers.core.errors import UserError
-from nbhelpers.stages.super_resolution.offset import offset_in_name, offset_in_tags
-from nbhelpers.stages.super_resolution.patch import BANDS, DN_PER_REFLECTANCE, NODATA, moved
+from nbhelpers.stages.super_resolution.offset import high_darks, offset_of_scene
+from nbhelpers.stages.super_resolution.patch import DN_PER_REFLECTANCE, NODATA, moved
+from nbhelpers.stages.super_resolution.raster import band_in, bands_of
 
 LOWEST, HIGHEST = -0.5, 10.0  # reflectance; what lies outside is in other units, or is an undeclared no-data value
 SUFFIXES = (".tif", ".tiff", ".jp2")
@@ -39,6 +39,7 @@ class Scene:
     transform: Affine  # of the pixels
     source: tuple[Path, ...]  # the files
     units: str  # what the files hold, in words
+    warnings: tuple[str, ...] = ()  # what to look at before the image is trusted, a sentence each
 
     @property
     def metres(self) -> float | None:
@@ -51,8 +52,8 @@ class Scene:
 def read_scene(path: Path | Sequence[Path], bands: Sequence[str], *, offset: int | None = None) -> Scene:
     """Read ``bands`` of a scene as reflectance.
 
-    Bands are found by the descriptions in the file (B02 or B2); without these a file of 12 bands is level 2A in its
-    order (B01 … B08, B8A, B09, B11, B12), and one of as many bands as are asked for has them in that order. In a
+    Bands are found by the descriptions in the file (B02 or B2); without these a file of as many bands as are asked for
+    has them in that order, and one of 12 or 13 bands is level 2A or 1C in its order (B01 … B08, B8A, …). In a
     folder, or several files, each has one band and its name says which (``…_B02_10m.jp2``).
 
     Integers of 16 bits are digital numbers, reflectance = (DN + offset)/1e4, and so is everything with a scale tag of
@@ -61,8 +62,8 @@ def read_scene(path: Path | Sequence[Path], bands: Sequence[str], *, offset: int
 
     Args:
         path: a file with several bands, a folder with one file a band, or those files.
-        offset: to add to digital numbers; None: as the file's tags say, else the processing baseline in its path
-            (-1000 from 04.00 on), else 0.
+        offset: to add to digital numbers; None: as the file's tags say, else the processing baseline in its name or a
+            folder's (-1000 from 04.00 on), else 0.
 
     Raises:
         UserError: no such file, bands that are absent or of different grids, or numbers that cannot be told from
@@ -85,9 +86,7 @@ def read_scene(path: Path | Sequence[Path], bands: Sequence[str], *, offset: int
         added = None
         if digital.pop():
             tags = [(file.scales[number - 1], file.offsets[number - 1]) for file, number in layers]
-            declared = offset_in_tags(tags, _name(files))
-            named = offset_in_name(str(files[0])) if declared is None else declared
-            added = named if offset is None else offset
+            added = offset_of_scene(files[0], tags) if offset is None else offset
         image = np.stack([_read(file, number, added) for file, number in layers])
     image[:, np.isnan(image).any(0)] = np.nan
     low, high = np.nanmin(image, initial=0.0), np.nanmax(image, initial=0.0)
@@ -97,7 +96,12 @@ def read_scene(path: Path | Sequence[Path], bands: Sequence[str], *, offset: int
             f"digital numbers write them as uint16 (or with the scale tag 1e-4), if they are no data declare the value."
         )
     units = "reflectance" if added is None else f"digital numbers, reflectance = (DN {added:+d}) / {DN_PER_REFLECTANCE}"
-    return Scene(torch.from_numpy(image), tuple(bands), first.crs, first.transform, tuple(files), units)
+    warning = None
+    if added == 0 and offset is None and "B02" in bands and not np.isnan(image).all():
+        blue = image[tuple(bands).index("B02")]
+        warning = high_darks(float(np.nanpercentile(blue, 1)) * DN_PER_REFLECTANCE)
+    warned = (warning,) if warning else ()
+    return Scene(torch.from_numpy(image), tuple(bands), first.crs, first.transform, tuple(files), units, warned)
 
 
 def write_scene(path: Path, image: Tensor, *, like: Scene, scale: int, tags: Mapping[str, str]) -> Path:
@@ -186,31 +190,20 @@ def _layers(opened: Sequence[Any], bands: tuple[str, ...]) -> list[tuple[Any, in
     """File and number of the layer of each band."""
     named: dict[str, tuple[Any, int]] = {}
     for file in opened:
-        for number, description in enumerate(file.descriptions, start=1):
-            band = _band(description or (Path(file.name).stem if file.count == 1 else ""))
+        by_file = band_in(Path(file.name).stem) if file.count == 1 and not any(file.descriptions) else None
+        alone = len(opened) == 1 and by_file is None
+        for band, number in ({by_file: 1} if by_file else bands_of(file, bands if alone else ())).items():
             if band in named and band in bands:
                 raise UserError(f"{file.name} and {named[band][0].name} both hold {band}: give each band once.")
-            if band:
-                named[band] = (file, number)
+            named[band] = (file, number)
     if set(bands) <= named.keys():
         return [named[band] for band in bands]
     first, count = opened[0], sum(file.count for file in opened)
-    if len(opened) == 1 and not any(first.descriptions):
-        for order in (BANDS, bands):
-            if count == len(order):
-                return [(first, order.index(band) + 1) for band in bands]
     said = ", ".join(sorted(named)) or ", ".join(filter(None, first.descriptions)) or "no names"
     raise UserError(
         f"{_name([Path(file.name) for file in opened])} has {count} band(s) with {said}, expected {', '.join(bands)}: "
         f"describe the bands by these names, or give exactly these {len(bands)} or all 12 of level 2A without names."
     )
-
-
-def _band(text: str) -> str | None:
-    """B02 of ``B2``, ``b02``, ``T33UUP_20170613T101031_B02_10m``; None where no band, or more than one, is named."""
-    words = re.split(r"[^0-9A-Z]+", text.upper())
-    found = {f"B{match[1]:0>2}" for word in words if (match := re.fullmatch(r"B0?(8A|\d|1\d)", word))}
-    return found.pop() if len(found) == 1 and found <= set(BANDS) else None
 
 
 def _is_digital(file: Any, number: int) -> bool:

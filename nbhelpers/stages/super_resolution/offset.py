@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 from nbhelpers.core.errors import UserError
 from nbhelpers.stages.super_resolution.patch import DN_PER_REFLECTANCE
 
 NEW_OFFSET = -1000  # of products of baseline 04.00 and later
 _BASELINE = re.compile(r"_N(\d{4})_")
+HIGH_DARKS = 1000  # DN: where not even 1 % of the blue band is darker, 1000 may have been added
 _REPROCESSED = 9999  # "baseline" of products made with the stand-alone sen2cor, as BigEarthNet v2's; it has no offset
 
 
@@ -21,6 +23,31 @@ def offset_in_name(name: str) -> int:
     """-1000 for a product or patch of baseline 04.00 or later, else 0."""
     found = _BASELINE.search(name)
     return NEW_OFFSET if found and 400 <= int(found[1]) < _REPROCESSED else 0
+
+
+def offset_of_scene(path: Path, tags: Iterable[tuple[float, float]]) -> int:
+    """Offset in DN of a scene's file, by its (scale, offset) tags, else by the processing baseline in a name.
+
+    The name is the file's, else that of the nearest folder around it that has a baseline, such as ``….SAFE``.
+
+    Raises:
+        UserError: as :func:`offset_in_tags`.
+    """
+    declared = offset_in_tags(tags, str(path))
+    if declared is not None:
+        return declared
+    names = [f"_{Path(part).stem}_" for part in reversed(path.absolute().parts)]
+    return next((offset_in_name(name) for name in names if _BASELINE.search(name)), 0)
+
+
+def high_darks(dark: float) -> str | None:
+    """A warning for images without an offset the blue band of which has its first percentile at ``dark`` DN."""
+    if dark <= HIGH_DARKS:
+        return None
+    return (
+        f"99 % of B02 are brighter than {dark:.0f} DN though no offset is declared: products of baseline 04.00 and "
+        f"later hold {-NEW_OFFSET} more; if these do, give offset {NEW_OFFSET}"
+    )
 
 
 def offset_in_tags(tags: Iterable[tuple[float, float]], source: str) -> int | None:

@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR, MultiStepLR
+from torch.optim.lr_scheduler import LambdaLR
 
 from nbhelpers.core.errors import UserError
 from nbhelpers.stages.super_resolution.config import Config
@@ -42,12 +42,16 @@ def make_phases(config: Config, modules: Mapping[str, nn.Module], *, distance: s
         return
     rates = {"generator": config.stage2_lr, "discriminator": config.stage2_lr * config.discriminator_lr_factor}
     optimizers = {name: adam(name, rate) for name, rate in rates.items()}
-    cuts = sorted({max(1, round(config.stage2_epochs * steps * part)) for part in HALVINGS})
+    cuts = {max(1, round(config.stage2_epochs * steps * part)) for part in HALVINGS}
+
+    def halved(step: int) -> float:  # a function is no part of a state: in a prolonged stage the cuts are the new ones
+        return 0.5 ** sum(step >= cut for cut in cuts)
+
     yield Phase(
         ADVERSARIAL,
         config.stage2_epochs,
         optimizers,
-        {name: MultiStepLR(one, cuts, gamma=0.5) for name, one in optimizers.items()},
+        {name: LambdaLR(one, halved) for name, one in optimizers.items()},
         monitor=_monitor(config.monitor, distance),
         keep=config.ensemble,
     )

@@ -24,10 +24,11 @@ from nbhelpers.core.errors import UserError
 from nbhelpers.core.runtime import pick_device
 from nbhelpers.science.degradation import Degradation
 from nbhelpers.stages.super_resolution.config import Config
+from nbhelpers.stages.super_resolution.crops import Batch
 from nbhelpers.stages.super_resolution.generator import self_ensemble
 from nbhelpers.stages.super_resolution.geotiff import Scene, read_scene, write_scene
 from nbhelpers.stages.super_resolution.networks import degradation_of, make_networks
-from nbhelpers.stages.super_resolution.patch import DN_PER_REFLECTANCE, common_resolution
+from nbhelpers.stages.super_resolution.patch import common_resolution
 from nbhelpers.stages.super_resolution.scene import Consistency, Network, super_resolve_scene
 from nbhelpers.stages.super_resolution.units import Units
 from nbhelpers.training import checkpoint
@@ -143,8 +144,7 @@ def write_forecasts(task: SuperResolutionTask, path: Path, *, split: str, checkp
     chosen = task.split.patches[split]
     with writing(path), _whole(path) as folder:
         for patch in chosen:
-            high = torch.from_numpy(task.reader[patch.index])[None].to(task.device) / DN_PER_REFLECTANCE
-            low = task.to_model(task.degradation.degrade(high))
+            _, low = task.pair(Batch(torch.from_numpy(task.reader[patch.index])[None], (patch.index,)))
             image = task.to_reflectance(task.super_resolve(low))[0].cpu()
             crs, transform = task.patches.georeference(patch.index)
             like = Scene(
@@ -155,7 +155,7 @@ def write_forecasts(task: SuperResolutionTask, path: Path, *, split: str, checkp
 
 
 def predict_scenes(
-    run: Run, paths: Sequence[Path], to: Path | None = None, *, which: str = "shipped"
+    run: Run, paths: Sequence[Path], to: Path | None = None, *, which: str = "shipped", offset: int | None = None
 ) -> Iterator[tuple[Path, Consistency]]:
     """Super-resolve scenes, each into ``<name>_x<scale>.tif``; yields the files as they get ready.
 
@@ -163,6 +163,7 @@ def predict_scenes(
         paths: GeoTIFFs with several bands, or folders with one file a band.
         to: folder for the results; None: ``super_resolved`` in the run's folder.
         which: the checkpoint, as for :func:`load_trained`.
+        offset: DN to add in all scenes; None: what each says, whatever the training data had.
 
     Raises:
         UserError: as :func:`load_trained`, ``read_scene``, ``super_resolve_scene`` and ``write_scene``.
@@ -173,8 +174,10 @@ def predict_scenes(
     if twice := [file.name for file in files if files.count(file) > 1]:
         raise UserError(f"two of the scenes would be written to {twice[0]}: give them one after the other, with --to.")
     for path, file in zip(paths, files, strict=True):
-        scene = read_scene(path, trained.config.bands, offset=trained.config.offset)
+        scene = read_scene(path, trained.config.bands, offset=offset)
         print(f"{path}: {scene.units}")
+        for warning in scene.warnings:
+            print(f"WARNING: {warning}")
         image, consistency = super_resolve(trained, scene)
         said = tags(trained.config, trained.checkpoint, scene)
         write_scene(file, image, like=scene, scale=trained.config.scale, tags=said)

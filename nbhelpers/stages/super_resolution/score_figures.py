@@ -9,14 +9,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from nbhelpers.stages.super_resolution.verdict import FIRST_STAGE, GAIN, PROJECTED, distance
+from nbhelpers.stages.super_resolution.verdict import FIRST_STAGE, GAIN, NAMES, PROJECTED, asks_for_gain, distance
 
 WHO = {
-    "bicubic": "#7f8c8d", "lanczos": "#7d3c98", PROJECTED: "#2471a3", "linear": "#1e8449", FIRST_STAGE: "#b7950b",
-    "model": "#c0392b", "truth": "#17202a",
+    "bicubic": "#7f8c8d", "lanczos": "#7d3c98", PROJECTED: "#2471a3", "linear": "#1e8449",
+    "linear_projected": "#48c9b0", FIRST_STAGE: "#b7950b", "model": "#c0392b", "truth": "#17202a",
 }  # fmt: skip
-NAMES = {PROJECTED: "bicubic + projection", "linear": "linear filter", FIRST_STAGE: "first stage", "truth": "HR"}
-BARS = (PROJECTED, "linear", FIRST_STAGE, "model")  # whose gain over bicubic is drawn
+BARS = (PROJECTED, "linear", "linear_projected", FIRST_STAGE, "model")  # whose gain over bicubic is drawn
+MOST_PLACES = 12  # whose bars can be told apart
 LABEL = (0.0125, 0.055)  # of the panel, that a letter of a name needs in width, and a name in height
 
 
@@ -34,8 +34,8 @@ def tidy(axes: Axes, title: str, label: str = "") -> None:
 
 
 def place_figure(report: Mapping[str, Any]) -> Figure:
-    """PSNR over bicubic's at every place; by band where there is one place, or too many for a table."""
-    by_place = len(report["metrics"].get("psnr_place", {}).get("by_label", {})) > 1
+    """PSNR over bicubic's at every place; by band where there is one place, or too many for a picture."""
+    by_place = 1 < len(_by_label(report["metrics"], "psnr_place")) <= MOST_PLACES
     metric, what = ("psnr_place", "place") if by_place else ("psnr", "band")
     n = len(_by_label(report["metrics"], metric))
     figure = Figure(figsize=(max(6.0, 2.5 + 0.9 * n), 3.2), layout="constrained")
@@ -123,7 +123,8 @@ def _gains(axes: Axes, report: Mapping[str, Any], metric: str, title: str) -> No
         gains = [value - theirs[label] for label, value in _by_label(scores[name], metric).items()]
         at = np.arange(len(gains)) + (index - (len(shown) - 1) / 2) * width
         axes.bar(at, gains, width * 0.9, color=WHO[name], label=name_of(name))
-    axes.axhline(GAIN, color="#555", lw=1, ls="--", label=f"{GAIN:+g} dB")
+    if asks_for_gain(report):
+        axes.axhline(GAIN, color="#555", lw=1, ls="--", label=f"{GAIN:+g} dB")
     axes.axhline(0, color="#555", lw=0.8)
     axes.set_xticks(range(len(theirs)), list(theirs))
     tidy(axes, title)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from nbhelpers.core import splits
 from nbhelpers.core.errors import UserError
+from nbhelpers.stages.super_resolution.ground import cell_name
 from nbhelpers.stages.super_resolution.patch import Patch
 
 FRACTIONS = (0.6, 0.15, 0.25)  # train, val, test of the places (or countries)
@@ -33,11 +34,16 @@ def split_patches(
     val_places: Collection[str] = (),
     test_places: Collection[str] = (),
     broken: Collection[int] = (),
+    ground: Mapping[int, Collection[int]] | None = None,
 ) -> Split:
     """Whole places to each split; with ``by="official"`` what ``metadata.parquet`` says.
 
     Patches whose ``part`` is "val" (of a separate validation folder) are the validation split, and the others are
     divided into training and test.
+
+    Neighbouring tiles overlap by some 10 km, so two places may show the same ground: training patches that overlap
+    with validation or test, and validation patches that overlap with the test, are left out. A validation folder is
+    taken as it is.
 
     Args:
         patches: those to use, without incomplete ones.
@@ -45,16 +51,18 @@ def split_patches(
         test_places: places to hold out for the test.
         broken: indices of patches that cannot be read: they go where their place goes, and to training where no patch
             of it can be read, so that none is lost to the count of failures.
+        ground: cells on the ground by index, of the validation.
 
     Raises:
-        UserError: too few places, an unknown or doubly held out place, no country or official split in the metadata.
+        UserError: a split of which nothing is left, too few places, an unknown or doubly held out place, no country or
+            official split in the metadata.
     """
     if by == "official":
         if val_places or test_places or any(patch.part for patch in patches):
             raise UserError(
                 "split is 'official', but val_places, test_places or val_dir are given too: choose one of them."
             )
-        return _official(patches)
+        return _apart(_official(patches), ground or {}, keep=())
     own = [patch for patch in patches if not patch.part]
     given = {"val": [patch for patch in patches if patch.part]} if len(own) < len(patches) else {}
     groups = _countries(own) if by == "country" else {patch.place: patch.place for patch in own}
@@ -69,7 +77,40 @@ def split_patches(
     rule = f"by {what}: validation {_names(chosen['val'], given)}, test {_names(chosen['test'], {})}"
     if left_out := len(own) - sum(len(group) for group in members.values()) + len(given.get("val", ())):
         rule += f"; {left_out} patches that metadata.parquet does not list are left out"
-    return Split(rule, {name: _sorted(group) for name, group in members.items()}, by_place=True)
+    split = Split(rule, {name: _sorted(group) for name, group in members.items()}, by_place=True)
+    return _apart(split, ground or {}, keep=given)
+
+
+def in_turn(patches: Iterable[Patch], n: int | None) -> list[Patch]:
+    """At most ``n`` patches: one of every place, then another of every place; places and patches by their hashes."""
+    by_place: dict[str, list[Patch]] = defaultdict(list)
+    for patch in patches:
+        by_place[patch.place].append(patch)
+    ranked = []
+    for number, place in enumerate(splits.hash_order(by_place)):
+        rank = {id_: rank for rank, id_ in enumerate(splits.hash_order({patch.id for patch in by_place[place]}))}
+        group = sorted(by_place[place], key=lambda patch: (rank[patch.id], patch.index))
+        ranked += [((turn, number), patch) for turn, patch in enumerate(group)]
+    return [patch for _, patch in sorted(ranked, key=lambda one: one[0])][:n]
+
+
+def _apart(split: Split, ground: Mapping[int, Collection[int]], *, keep: Collection[str]) -> Split:
+    """The split without patches that show ground of a later one; those named in ``keep`` are not touched or minded."""
+    taken: set[int] = set()
+    patches, rule = dict(split.patches), split.rule
+    for name in ("test", "val", "train"):
+        if name in keep:
+            continue
+        patches[name] = tuple(one for one in patches[name] if taken.isdisjoint(ground.get(one.index, ())))
+        if lost := len(split.patches[name]) - len(patches[name]):
+            if not patches[name]:
+                raise UserError(
+                    f"all {lost} patches of the {name} split show ground that a patch of another split shows too: add "
+                    "patches of other places, or give val_places and test_places that lie apart."
+                )
+            rule += f"; {lost} {name} patches that overlap with other splits on the ground are left out"
+        taken.update(cell for one in patches[name] for cell in ground.get(one.index, ()))
+    return Split(rule, patches, split.by_place)
 
 
 def _places(
@@ -148,16 +189,24 @@ def _official(patches: Sequence[Patch]) -> Split:
     return Split(rule, {name: _sorted(group) for name, group in members.items()}, by_place=not shared)
 
 
-def keys(split: Split, content: Mapping[int, str]) -> dict[str, dict[str, set[str]]]:
-    """What no two splits may share, by kind and split: places (where the split is by place), patches and content.
+def keys(
+    split: Split, content: Mapping[int, str], ground: Mapping[int, Collection[int]] | None = None
+) -> dict[str, dict[str, set[str]]]:
+    """What no two splits may share, by kind and split: places (where the split is by place), patches, content, ground.
 
     Args:
         content: hash of the pixels by index of a patch (of the validation): a copy under another name is found.
+        ground: cells on the ground by index of a patch (of the validation): an overlap is found.
     """
+    cells = {index: {cell_name(cell) for cell in of_patch} for index, of_patch in (ground or {}).items()}
     found = {
         "patch": {name: {patch.id for patch in group} for name, group in split.patches.items()},
         "content": {
             name: {content[patch.index] for patch in group if patch.index in content}
+            for name, group in split.patches.items()
+        },
+        "ground": {
+            name: {cell for patch in group for cell in cells.get(patch.index, ())}
             for name, group in split.patches.items()
         },
     }

@@ -16,6 +16,7 @@ from nbhelpers.stages.super_resolution.patch import NODATA, Patch
 # Percentiles of each band of a patch; they pair up around the middle, as the limits of a contrast stretch do.
 PERCENTILES = (0.0, 1.0, 2.0, 5.0, 95.0, 98.0, 99.0, 100.0)
 BIN = 16  # DN in a bin of the pooled histograms
+LEAST_STRUCTURE = 0.1  # correlation of neighbouring pixels below which a band is noise
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Look:
     n_missing: int  # pixels of value 0 in one of the bands
     content: str | None  # sha256 of its DN with the offset added, whatever its name is; None for a constant image
     percentiles: NDArray[np.float64]  # (C, 8) DN as stored, at PERCENTILES
+    structure: float  # correlation of neighbouring pixels in the band in which it is least; 1 where none varies
 
 
 @dataclass
@@ -96,21 +98,33 @@ def survey(
             broken[patch.index] = str(error)
             continue
         bands = pixels.reshape(len(pixels), -1)
-        look = _look(bands, offset, (pixels.shape[1], pixels.shape[2]))
+        look = _look(pixels, offset)
         looks[patch.index] = look
         if not look.n_missing:
             pool.add(bands, offset, limits)
     return looks, broken, pool
 
 
-def _look(bands: NDArray[np.uint16], offset: int, shape: tuple[int, int]) -> Look:
+def _look(pixels: NDArray[np.uint16], offset: int) -> Look:
+    """What is seen of ``(C, H, W)`` DN."""
+    shape = (pixels.shape[1], pixels.shape[2])
+    bands = pixels.reshape(len(pixels), -1)
     ordered = np.sort(bands, axis=1, kind="stable")  # a radix sort, faster for 16 bits than a partition
     places = np.round(np.array(PERCENTILES) / 100 * (bands.shape[1] - 1)).astype(int)
     n_missing = int((bands == NODATA).any(axis=0).sum()) if ordered[:, 0].min() == NODATA else 0
     constant = bool((ordered[:, 0] == ordered[:, -1]).all())
     values = np.ascontiguousarray(bands.astype(np.int32) + offset)
     content = None if constant else hashlib.sha256(repr(shape).encode() + values.tobytes()).hexdigest()
-    return Look(shape, offset, n_missing, content, ordered[:, places].astype(np.float64))
+    return Look(shape, offset, n_missing, content, ordered[:, places].astype(np.float64), _structure(pixels))
+
+
+def _structure(pixels: NDArray[np.uint16]) -> float:
+    """Least correlation of neighbouring pixels among the bands of ``(C, H, W)`` that vary; 1 where none does."""
+    x = pixels - pixels.mean(axis=(1, 2), keepdims=True)
+    pairs = ((x[:, :, :-1], x[:, :, 1:]), (x[:, :-1], x[:, 1:]))
+    products = sum(np.einsum("cij,cij->c", a, b) for a, b in pairs)
+    squares = sum(np.einsum("cij,cij->c", a, a) + np.einsum("cij,cij->c", b, b) for a, b in pairs) / 2
+    return float(np.divide(products, squares, out=np.ones(len(x)), where=squares > 0).min())
 
 
 def stretched(looks: Iterable[Look]) -> str:
@@ -118,9 +132,14 @@ def stretched(looks: Iterable[Look]) -> str:
 
     Such a stretch puts the same two percentiles of every patch onto the same two values: 0 and 255, 0 and 10000. Of
     patches from a sensor hardly any two agree in both ends. Tried are the pairs of ``PERCENTILES``; it takes at least 4
-    different patches to tell, of which 90 % must agree within 1 % of the range in more than half of the bands.
+    different patches to tell, of which 90 % must agree within 1 % of the range in more than half of the bands. Noise
+    has the same percentiles everywhere without any stretch, so patches without structure do not count.
     """
-    different = {look.content: look.percentiles for look in looks if look.content is not None}
+    different = {
+        look.content: look.percentiles
+        for look in looks
+        if look.content is not None and look.structure >= LEAST_STRUCTURE
+    }
     if len(different) < 4:
         return ""
     seen = np.stack(list(different.values()))  # (N, C, 8)

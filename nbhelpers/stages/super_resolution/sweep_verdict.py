@@ -12,6 +12,7 @@ from nbhelpers.training.metrics import MIN_GROUPS
 from nbhelpers.training.task import Gate, Verdict
 
 FIDELITY = "psnr"
+TITLES = {"val": "validation", "test": "test"}  # splits as gates call them
 DECIDED_BY = (FIDELITY, "lpips", "feature_distance_random")  # a task has one of the two distances
 
 
@@ -86,10 +87,10 @@ def judge(report: Mapping[str, Any]) -> tuple[str | None, list[Gate], Verdict]:
     best = shown.name if shown.is_allowed and shown.change < 0 else reference
     gates = [
         gate
-        for split, title in (("val", "validation"), ("test", "test"))
+        for split in TITLES
         for point in points(report, split)
         if point.name == shown.name
-        for gate in _gates(report, point, title)
+        for gate in _gates(report, point, split)
     ]
     return best, gates, _verdict(report, found, shown)
 
@@ -160,11 +161,14 @@ def _gates(report: Mapping[str, Any], point: Point, split: str) -> list[Gate]:
     key, reference = distance_key(report), report["reference"]
     changes = ", ".join(f"{change:+.3g}" for change, _ in point.by_seed.values())
     prices = ", ".join(f"{-lost:+.2f}" for _, lost in point.by_seed.values())
+    of = f"by seed; n = {report[split][point.name][key]['n']} places"
     return [
-        Gate(f"{point.name} has a lower {key} than {reference} on {split}", point.is_sharper, f"{changes}, by seed"),
         Gate(
-            f"{point.name} is at most {PRICE:g} dB of PSNR below {reference} on {split}",
+            f"{point.name} has a lower {key} than {reference} on {TITLES[split]}", point.is_sharper, f"{changes}, {of}"
+        ),
+        Gate(
+            f"{point.name} is at most {PRICE:g} dB of PSNR below {reference} on {TITLES[split]}",
             point.is_allowed,
-            f"{prices} dB, by seed",
+            f"{prices} dB, {of}",
         ),
     ]

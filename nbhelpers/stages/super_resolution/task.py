@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader
 
 from nbhelpers.core.fields import Field
 from nbhelpers.core.runtime import pick_device
-from nbhelpers.core.splits import hash_order
 from nbhelpers.science.perceptual import Lpips, PerceptualLoss
 from nbhelpers.stages.super_resolution import baselines, crops, facts
 from nbhelpers.stages.super_resolution.adversarial import accuracy, discriminator_loss, generator_loss
@@ -26,7 +25,7 @@ from nbhelpers.stages.super_resolution.networks import degradation_of, make_netw
 from nbhelpers.stages.super_resolution.patch import DN_PER_REFLECTANCE
 from nbhelpers.stages.super_resolution.patches import Patches, WithValidation, open_patches
 from nbhelpers.stages.super_resolution.phases import FIDELITY, PIXEL, make_phases
-from nbhelpers.stages.super_resolution.split import keys, split_patches
+from nbhelpers.stages.super_resolution.split import in_turn, keys, split_patches
 from nbhelpers.stages.super_resolution.units import SURFACE, Units
 from nbhelpers.stages.super_resolution.validation import Validation, validate
 from nbhelpers.stages.super_resolution.verification import Verification
@@ -75,7 +74,8 @@ class SuperResolutionTask:
             self.patches, self.validation, self.reader = like.patches, like.validation, like.reader
         else:
             self.patches = self._open()
-            self.validation = validate(self.patches, scale=config.scale)
+            chosen = in_turn(self.patches.patches, config.max_patches)
+            self.validation = validate(self.patches, scale=config.scale, only={one.index for one in chosen})
             self.reader = crops.Reader(self.patches.__getitem__, int(config.cache_gb * GB))
         self.split = split_patches(
             # Broken ones too: how many of them a training may do without is a guard's decision.
@@ -84,6 +84,7 @@ class SuperResolutionTask:
             val_places=config.val_places,
             test_places=config.test_places,
             broken=self.validation.broken,
+            ground=self.validation.ground,
         )
         crops.check_sizes([self.validation.shapes[one.index] for one in self.split.patches["train"]], config)
         self.fields: Mapping[str, Field] = {"high": SURFACE}
@@ -111,6 +112,7 @@ class SuperResolutionTask:
             "bicubic_projected": self._null(
                 baselines.projected(lambda low: baselines.bicubic(low, config.scale), self.degradation)
             ),
+            "linear_projected": self._null(baselines.projected(lambda low: self.linear(low), self.degradation)),
         }
         self.headlines: Sequence[str] = (
             "psnr", "ssim", "sam", "ergas", self.lpips.key, "rapsd_ratio", "consistency", "residual", "negative",
@@ -126,7 +128,8 @@ class SuperResolutionTask:
     def _reads(self) -> tuple[Any, ...]:
         """What decides which pixels are read, and what they are checked for."""
         config = self.config
-        return (self.data_dir.resolve(), config.val_dir, config.bands, config.offset, config.scale, config.cache_gb)
+        size = (config.max_patches, config.scale, config.cache_gb)
+        return (self.data_dir.resolve(), config.val_dir, config.bands, config.offset, *size)
 
     def _open(self) -> Patches:
         config = self.config
@@ -158,9 +161,9 @@ class SuperResolutionTask:
         """The map between reflectance and model units."""
         if self.config.scaling == "physical":
             return Units.physical(len(self.config.bands), maximum=self.config.max_reflectance)
-        by_id = {one.id: one.index for one in self.split.patches["train"]}
-        chosen = hash_order(by_id)[: self.config.eval_patches]
-        return Units.percentiles(self.reader[by_id[id_]] for id_ in chosen)
+        usable = set(self.validation.usable)
+        chosen = in_turn((one for one in self.split.patches["train"] if one.index in usable), self.config.eval_patches)
+        return Units.percentiles(self.reader[one.index] for one in chosen)
 
     def to_model(self, reflectance: Tensor) -> Tensor:
         """``(B, C, H, W)`` reflectance in model units."""
@@ -171,15 +174,22 @@ class SuperResolutionTask:
         return self.units.to_reflectance(image)
 
     def pair(self, batch: Batch, *, noisy: bool = False) -> tuple[Tensor, Tensor]:
-        """High and low resolution of a batch, ``(B, C, H, W)`` and ``(B, C, h, w)``, in model units."""
+        """High and low resolution of a batch, ``(B, C, H, W)`` and ``(B, C, h, w)``, in model units.
+
+        Args:
+            noisy: take new noise, as training does; else that of each patch, the same whenever it is asked for.
+        """
         high = batch.dn.to(self.device, non_blocking=True) / DN_PER_REFLECTANCE
         low = self.degradation.degrade(high)
         if noisy:
             low = self.degradation.add_noise(low, torch.default_generator)
+        elif self.config.noise:
+            generators = crops.generators(batch.patches, self.config)
+            low = torch.stack([self.degradation.add_noise(*one) for one in zip(low, generators, strict=True)])
         return self.to_model(high), self.to_model(low)
 
     def keys(self) -> Mapping[str, Mapping[str, set[str]]]:
-        return keys(self.split, self.validation.content)
+        return keys(self.split, self.validation.content, self.validation.ground)
 
     def look(self, batch: Batch) -> Sample:
         """Digital numbers, and what the model sees beside what the high resolution says it should see."""
@@ -203,13 +213,16 @@ class SuperResolutionTask:
         groups = crops.in_order(len(drawn), config.batch_size)[start:]
         return crops.loader(drawn, self.reader, batches=groups, num_workers=config.num_workers, forgiving=True)
 
+    def scored(self, split: str) -> list[int]:
+        """Indices of the patches of "val" or "test" that are scored: at most ``eval_patches``, all places in turn."""
+        return sorted(one.index for one in in_turn(self.split.patches[split], self.config.eval_patches))
+
     @cached_property
     def _whole(self) -> dict[str, tuple[list[Crop], list[list[int]]]]:
         """Whole patches that are scored, and batches of them of one shape each, by split."""
         found = {}
         for name in ("val", "test"):
-            by_id = {one.id: one.index for one in self.split.patches[name]}
-            chosen = sorted(by_id[id_] for id_ in hash_order(by_id)[: self.config.eval_patches])
+            chosen = self.scored(name)
             shapes = [self.validation.shapes[index] for index in chosen]
             found[name] = ([Crop(index) for index in chosen], crops.same_shape(shapes, crops.EVAL_BATCH))
         return found
@@ -257,6 +270,7 @@ class SuperResolutionTask:
                 "adversarial",
                 lambda output: generator_loss(real, discriminator(output, low)),
                 Ramp(risen, config.adversarial_ramp) if config.adversarial_ramp else risen,
+                role="adversarial",
             ),
         )
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from nbhelpers.core.errors import UserError
+from nbhelpers.stages.super_resolution.ground import ground_cells
+from nbhelpers.stages.super_resolution.offset import high_darks
 from nbhelpers.stages.super_resolution.packed import PackedPatches
 from nbhelpers.stages.super_resolution.patch import DN_PER_REFLECTANCE
 from nbhelpers.stages.super_resolution.patches import Patches, WithValidation
@@ -17,7 +19,6 @@ LIMITS = (-0.1, 2.0)  # reflectance that a scene may have: below 0 by noise, abo
 MAX_OUTSIDE = 0.01  # share of the values that may lie outside: single glints do
 MIN_STD = 0.01  # reflectance, over the whole set: less is no image
 MOST_LISTED = 20  # broken patches whose reasons are printed
-HIGH_DARKS = 1000  # DN: where not even 1 % of the blue band is darker, 1000 may have been added
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Validation:
 
     source: Path  # where the patches lie
     bands: tuple[str, ...]
-    n_patches: int  # all that were found
+    n_patches: int  # all that were looked at
+    n_left_out: int  # others of the set, which nobody asked for
     usable: tuple[int, ...]  # index of every patch that can be read and has all its pixels
     broken: Mapping[int, str]  # why a patch cannot be read, by its index
     incomplete: tuple[str, ...]  # ids of patches with pixels that were not measured, which are left out
@@ -36,11 +38,15 @@ class Validation:
     high: tuple[float, ...]  # greatest reflectance by band
     std: tuple[float, ...]  # standard deviation of the reflectance over all pixels, by band
     content: Mapping[int, str]  # hash of the pixels by index; constant images have none
+    ground: Mapping[int, tuple[int, ...]]  # cells on the ground of each usable patch that has a georeference
     warnings: tuple[str, ...]  # what to look at, a sentence each
 
     def remarks(self) -> list[str]:
         """What a report must say of the data, a sentence each."""
         said = list(self.warnings)
+        if self.n_left_out:
+            n = self.n_patches + self.n_left_out
+            said.append(f"{self.n_left_out} of the {n} patches are beyond max_patches and are left out")
         if self.incomplete:
             said.append(
                 f"{len(self.incomplete)} patches have pixels without data and are left out, e.g. {self.incomplete[0]}"
@@ -65,7 +71,7 @@ class Validation:
         return [*text, f"Data validation passed: 0 of {self.n_patches} patches failed"]
 
 
-def validate(patches: Patches, *, scale: int = 1) -> Validation:
+def validate(patches: Patches, *, scale: int = 1, only: Collection[int] | None = None) -> Validation:
     """Read every band of every patch once and judge the set.
 
     Broken patches are listed, not judged: how many of them a training may do without is a guard's decision.
@@ -73,6 +79,7 @@ def validate(patches: Patches, *, scale: int = 1) -> Validation:
     Args:
         patches: of a folder or a packed set, whose files are compared with its index first.
         scale: of the super-resolution: height and width must be multiples of it.
+        only: indices of the patches to look at; None: all.
 
     Raises:
         UserError: no patch can be read or none is complete; a damaged shard; a size that is no multiple; each patch
@@ -82,10 +89,12 @@ def validate(patches: Patches, *, scale: int = 1) -> Validation:
         if isinstance(part, PackedPatches):
             part.check()
     limits = (LIMITS[0] * DN_PER_REFLECTANCE, LIMITS[1] * DN_PER_REFLECTANCE)
-    looks, broken, pool = survey(patches.patches, patches.raw, n_bands=len(patches.bands), limits=limits)
+    wanted = set(range(len(patches)) if only is None else only)
+    chosen = [patch for patch in patches.patches if patch.index in wanted]
+    looks, broken, pool = survey(chosen, patches.raw, n_bands=len(patches.bands), limits=limits)
     if not looks:
         raise UserError(
-            f"none of the {len(patches)} patches in {patches.root} can be read: {next(iter(broken.values()))}"
+            f"none of the {len(chosen)} patches in {patches.root} can be read: {next(iter(broken.values()))}"
         )
     if found := stretched(looks.values()):  # before missing pixels are sought: a stretch makes zeros
         raise UserError(
@@ -98,19 +107,23 @@ def validate(patches: Patches, *, scale: int = 1) -> Validation:
             f"each of the {len(looks)} readable patches in {patches.root} has pixels of value 0 (no data) in "
             f"{', '.join(patches.bands)}: take patches that are wholly covered."
         )
-    for index in usable:
-        if any(side % scale for side in looks[index].shape):
-            height, width = looks[index].shape
+    shapes = {index: looks[index].shape for index in usable}
+    for index, (height, width) in shapes.items():
+        if height % scale or width % scale:
+            sides = [side for shape in shapes.values() for side in shape]
+            fits = next((one for one in (8, 4, 2) if not any(side % one for side in sides)), None)
             raise UserError(
                 f"patch {patches.patches[index].id} has {height} x {width} pixels, expected multiples of the "
-                f"scale {scale}: cut the patches again with `nbhelpers data prepare super-resolution`."
+                f"scale {scale}: {f'set scale to {fits}, which fits all patches, or ' if fits else ''}cut the patches "
+                "again with `nbhelpers data prepare super-resolution`."
             )
     _check_values(pool, patches)
     usual = Counter(look.shape for look in looks.values()).most_common(1)[0][0]
     return Validation(
         source=patches.root,
         bands=patches.bands,
-        n_patches=len(patches),
+        n_patches=len(chosen),
+        n_left_out=len(patches) - len(chosen),
         usable=usable,
         broken=broken,
         incomplete=tuple(patches.patches[index].id for index, look in looks.items() if look.n_missing),
@@ -120,6 +133,7 @@ def validate(patches: Patches, *, scale: int = 1) -> Validation:
         high=tuple((pool.highest / DN_PER_REFLECTANCE).tolist()),
         std=tuple((pool.std / DN_PER_REFLECTANCE).tolist()),
         content={index: look.content for index in usable if (look := looks[index]).content is not None},
+        ground=ground_cells({index: patches.georeference(index) for index in usable}, shapes),
         warnings=tuple(_warnings(pool, patches, {looks[index].offset for index in usable})),
     )
 
@@ -146,10 +160,5 @@ def _warnings(pool: Pool, patches: Patches, offsets: set[int]) -> list[str]:
     if pool.n_outside:
         found.append(f"{pool.n_outside} values lie outside {LIMITS[0]} to {LIMITS[1]} reflectance")
     if "B02" in patches.bands and offsets == {0}:
-        dark = pool.percentile(patches.bands.index("B02"), 1)
-        if dark > HIGH_DARKS:
-            found.append(
-                f"99 % of B02 are brighter than {dark:.0f} DN though no offset is declared: products of baseline 04.00 "
-                "and later hold 1000 more; if these do, give offset -1000"
-            )
+        found += filter(None, [high_darks(pool.percentile(patches.bands.index("B02"), 1))])
     return found

@@ -17,7 +17,7 @@ from nbhelpers.stages.super_resolution.losses import picture
 from nbhelpers.training.metrics import Metric, mean_metric, ratio
 from nbhelpers.training.task import Evaluation, Spread
 
-MOST_PLACES = 12  # with more of them a table by place is one that nobody reads
+MICRO = 1e6  # what consistency and residual are multiplied by: as reflectance they are 0.0000 in every table
 
 
 @dataclass
@@ -86,8 +86,8 @@ class Verification:
             "psnr": psnr(prediction, target, data_range=self.data_range, border=border),
             "ssim": ssim(prediction, target, data_range=self.data_range, border=border),
             "mae": (prediction - target).abs().mean((-2, -1)),
-            "fine_power": fine_power(prediction),
-            "fine_power_truth": fine_power(target),
+            "fine_power": self._fine_power(prediction),
+            "fine_power_truth": self._fine_power(target),
         }
         per_image = {
             "sam": spectral_angle(prediction, target),
@@ -105,9 +105,18 @@ class Verification:
                 {name: values[mine].sum() for name, values in per_image.items()},
             )
 
+    @property
+    def finest(self) -> float:
+        """Pixels; the shortest wave that the input can hold."""
+        return 2.0 * self.degradation.scale
+
+    def _fine_power(self, image: Tensor) -> Tensor:
+        """``(B, C)``, each band without its mean, which would leak through the window where land is bright and flat."""
+        return fine_power(image - image.mean((-2, -1), keepdim=True), max_wavelength=self.finest)
+
     def _missed(self, image: Tensor, low: Tensor) -> Tensor:
-        """``(B,)``: the largest difference between what an image degrades to and what it should."""
-        return (self.degradation.degrade(image) - low).abs().amax((-3, -2, -1))
+        """``(B,)``: the largest difference between what an image degrades to and what it should, 1e-6 reflectance."""
+        return MICRO * (self.degradation.degrade(image) - low).abs().amax((-3, -2, -1))
 
     def evaluation(self) -> Evaluation:
         """All metrics; groups are the places in alphabetical order."""
@@ -131,15 +140,16 @@ class Verification:
         plain("ergas", "lower", "1")
         plain(self.lpips.key, "lower", "1")
         power = [np.stack([one.by_band[name] for one in sums]) for name in ("fine_power", "fine_power_truth")]
-        metrics["rapsd_ratio"] = Metric(np.stack(power, -1), ratio, self.bands, "one", "1")
-        plain("consistency", None, "reflectance")
-        plain("residual", None, "reflectance")
+        units = f"power at wavelengths <= {self.finest:g} px, prediction/truth"
+        metrics["rapsd_ratio"] = Metric(np.stack(power, -1), ratio, self.bands, "one", units)
+        plain("consistency", None, "1e-6 reflectance")
+        plain("residual", None, "1e-6 reflectance")
         plain("negative", None, "1")
-        if len(places) <= MOST_PLACES:
-            each = np.diag([one.by_band["psnr"].mean() for one in sums])
-            metrics["psnr_place"] = mean_metric(
-                each, np.diag(counts[:, 0]), labels=tuple(places), better="higher", units="dB"
-            )
+        # However many places there are: each of them is judged.
+        each = np.diag([one.by_band["psnr"].mean() for one in sums])
+        metrics["psnr_place"] = mean_metric(
+            each, np.diag(counts[:, 0]), labels=tuple(places), better="higher", units="dB"
+        )
         return Evaluation(metrics, {name: self._spread(name) for name in self._moments})
 
     def _spread(self, name: str) -> Spread:

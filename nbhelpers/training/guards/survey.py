@@ -26,7 +26,7 @@ class FieldSurvey:
     std: float
     low: float
     high: float
-    autocorrelation: float  # between neighbouring pixels, along both image axes; NaN without variance
+    autocorrelation: float  # of neighbouring pixels, as deviations from their image's mean; NaN where no image varies
     missing: float  # share of values that are the declared missing value, or NaN
     absolute_mean: float  # mean |x| in model units
 
@@ -91,9 +91,10 @@ class _Sums:
     absolute: float = 0.0  # of |x| in model units
     low: float = math.inf
     high: float = -math.inf
-    neighbours: int = 0  # pairs of them, both measured
-    products: float = 0.0  # over these pairs
-    both: float = 0.0  # sum of the two, over these pairs
+    # Over pairs of neighbours that are both measured, of deviations from their own image's mean: levels that differ
+    # between images (bands, days) would make noise look smooth.
+    products: float = 0.0
+    mean_squares: float = 0.0
 
     def add(self, field: Field, raw: Tensor) -> None:
         known = measured(field, raw)
@@ -104,23 +105,19 @@ class _Sums:
         if values.numel() == 0:
             return
         self.low, self.high = min(self.low, float(values.min())), max(self.high, float(values.max()))
-        # Differences from the declared mean, float32; what grows with their number is summed in float64.
-        x = (raw.double() - field.mean).float()
+        # Differences from the declared mean; what grows with their number is summed in float64.
+        x = raw.double() - field.mean
         x = x if complete else x.where(known, 0.0)
-        self.total += _sum(x)
-        self.squares += _sum(x.square())
-        self.absolute += _sum(field.transform.forward(values.double()).abs())
+        self.total += float(x.sum())
+        self.squares += float(x.square().sum())
+        self.absolute += float(field.transform.forward(values.double()).abs().sum())
+        deviations = _deviations(x, known)
         for axis in (-1, -2):
             n = x.shape[axis] - 1
-            a, b = (x.narrow(axis, i, n) for i in (0, 1))
+            a, b = (deviations.narrow(axis, i, n) for i in (0, 1))
+            a_known, b_known = (known.narrow(axis, i, n) for i in (0, 1))
             self.products += _sum(a * b)
-            if complete:
-                self.neighbours += a.numel()
-                self.both += _sum(a) + _sum(b)
-            else:
-                a_known, b_known = (known.narrow(axis, i, n) for i in (0, 1))
-                self.neighbours += int((a_known & b_known).sum())
-                self.both += _sum(a * b_known) + _sum(b * a_known)
+            self.mean_squares += (_sum(a.square() * b_known) + _sum(b.square() * a_known)) / 2
 
     def result(self, field: Field) -> FieldSurvey:
         n, nan = self.measured, math.nan
@@ -130,12 +127,17 @@ class _Sums:
         mean = self.total / n
         # What is left of a constant's squares after the subtraction is rounding, not variance.
         variance = max(0.0, self.squares / n - mean**2) if self.low < self.high else 0.0
-        autocorrelation = nan
-        if variance > 0 and self.neighbours:
-            covariance = (self.products - mean * self.both) / self.neighbours + mean**2
-            autocorrelation = covariance / variance
+        autocorrelation = self.products / self.mean_squares if self.mean_squares > 0 else nan
         std, low, high, absolute = math.sqrt(variance), self.low, self.high, self.absolute / n
         return FieldSurvey(mean + field.mean, std, low, high, autocorrelation, missing, absolute)
+
+
+def _deviations(x: Tensor, known: Tensor) -> Tensor:
+    """``(N, H, W)`` float32 differences from each image's own mean; 0 where nothing is known and in flat images."""
+    n = known.sum((-2, -1), keepdim=True).clamp(min=1)
+    deviations = (x - x.sum((-2, -1), keepdim=True) / n).where(known, 0.0)
+    squares, all_squares = (values.square().sum((-2, -1), keepdim=True) for values in (deviations, x))
+    return deviations.where(squares > FLAT * all_squares, 0.0).float()
 
 
 def _sum(values: Tensor) -> float:

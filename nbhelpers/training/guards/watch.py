@@ -36,8 +36,8 @@ def all_guards() -> list[Guard]:
         Leakage(),
         Schedule(),
         UnknownMonitor(),
+        Noise(),  # before units: noise has whatever units it was drawn in
         Units(),
-        Noise(),
         UnrelatedPairs(),
         Unreadable(),
         MissingValues(),
