@@ -149,6 +149,12 @@ def test_help_says_what_each_flag_means(capsys: pytest.CaptureFixture[str]) -> N
         assert words in text
 
 
+def test_a_quick_check_that_a_stage_does_not_have(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "perceptual-unet", "--output-dir", str(tmp_path), *TINY, "--quick-check"]) == 2
+    assert "--quick-check is not there for perceptual-unet: leave it out." in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_help_says_how_a_group_of_settings_is_given(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["train", "neural-operator", "--help"])

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.nn.functional import l1_loss
 from toy_gan import GanConfig, GanTask, train_gan
 
 from nbhelpers.training import history
+from nbhelpers.training.fit import fit
 from nbhelpers.training.guards.gan_balance import GanBalance
 from nbhelpers.training.guards.guard import Finding, GuardStop, Step
 from nbhelpers.training.guards.rehearsal import rehearse
 from nbhelpers.training.guards.watch import read_guards
-from nbhelpers.training.task import Update
+from nbhelpers.training.opening import open_run
+from nbhelpers.training.task import LossTerm, Phase, Update
+from nbhelpers.training.weights import Share
 
 
 def shown(accuracies: Sequence[float | None], *, ramp: float | None = None, per_epoch: int = 100) -> list[Finding]:
@@ -77,6 +83,47 @@ def long(output_dir: Path, **settings: Any) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_healthy_gan_raises_nothing(seed: int, tmp_path: Path) -> None:
     assert long(tmp_path, seed=seed) == []
+
+
+class Three(GanTask):
+    """A perceptual stand-in beside the pixels: of three objectives, two share what the adversarial term lacks."""
+
+    def updates(self, batch: Any, phase: Phase) -> Iterator[Update]:
+        for update in super().updates(batch, phase):
+            if phase.name == "adversarial" and update.optimizer == "net":
+                mse, fool = update.terms
+                clean = batch[1]
+                rough = LossTerm("rough", partial(l1_loss, target=clean), Share(0.4))
+                update = dataclasses.replace(update, terms=(mse, rough, fool))
+            yield update
+
+
+def three(folder: Path, **settings: Any) -> list[dict[str, Any]]:
+    task = Three(GanConfig(pixel_epochs=1, adversarial_epochs=8, **settings))
+    fit(task, run := open_run(task, folder, "run"))
+    return read_guards(run)
+
+
+def test_an_adversarial_term_that_is_inert_or_drowns_the_others(tmp_path: Path) -> None:
+    assert three(tmp_path / "healthy") == []
+    (found,) = three(tmp_path / "inert", adversarial_weight=1e-6)
+    assert (found["name"], found["severity"], found["step"]) == ("gan_balance", "warn", 4 + 15)
+    assert "fool of phase 'adversarial' has next to nothing of the gradient" in found["message"]
+    assert "median of 11 steps" in found["evidence"]
+    assert found["cure"] == "Give fool a target gradient share, e.g. 20 %, instead of its weight 1e-06."
+    # Two terms: the share of the third one would be kept.
+    run = train_gan(tmp_path, "drowning", pixel_epochs=1, adversarial_epochs=8, adversarial_weight=1e4).run
+    drowning = [one for one in read_guards(run) if one["name"] == "gan_balance"]
+    assert "fool of phase 'adversarial' has nearly all of the gradient" in drowning[0]["message"]
+
+
+def test_an_adversarial_share_is_judged_once_it_has_risen(tmp_path: Path) -> None:
+    (found,) = three(tmp_path, adversarial_share=0.004)
+    assert found["cure"] == "Raise the target gradient share of fool, which is 0.4 %."
+
+
+def test_an_adversarial_term_that_is_switched_off_is_not_judged(tmp_path: Path) -> None:
+    assert [one for one in three(tmp_path, adversarial_weight=0.0) if one["name"] == "gan_balance"] == []
 
 
 def test_a_learning_rate_a_thousand_times_too_high(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from nbhelpers.training.fit import Fitted, fit
 from nbhelpers.training.opening import open_run
 from nbhelpers.training.run import Run
 from nbhelpers.training.task import LossTerm, Monitor, Phase, Update
-from nbhelpers.training.weights import Ramp, Share
+from nbhelpers.training.weights import Ramp, Share, Weight
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class GanConfig(ToyConfig):
     discriminator_lr: float = 0.01
     discriminator_weight: float = 1.0  # 0 freezes it
     adversarial_share: float = 0.2  # of the generator's gradient
+    adversarial_weight: float | None = None  # a plain one instead of the share
     ramp: float | None = None  # epochs in which the adversarial weight rises to 0.01, instead of a share
     pixel_monitor: Monitor | None = None
     adversarial_monitor: Monitor | None = Monitor("mae", "min")
@@ -78,8 +79,12 @@ class GanTask(ToyTask):
             return
         discriminator = self.modules["discriminator"]
         mse = LossTerm("mse", lambda image: (image - clean).square().mean(), 1.0)
-        weight = Share(self.config.adversarial_share) if self.config.ramp is None else Ramp(0.01, self.config.ramp)
-        fool = LossTerm("fool", lambda image: softplus(-discriminator(image)).mean(), weight)
+        weight: Weight = Share(self.config.adversarial_share)
+        if self.config.ramp is not None:
+            weight = Ramp(0.01, self.config.ramp)
+        if self.config.adversarial_weight is not None:
+            weight = self.config.adversarial_weight
+        fool = LossTerm("fool", lambda image: softplus(-discriminator(image)).mean(), weight, role="adversarial")
         yield Update("net", prediction, (mse, fool), target=clean)
         logits = discriminator(torch.cat([clean, prediction.detach()]))
         real = torch.cat([torch.ones(len(clean), 1), -torch.ones(len(clean), 1)]).to(self.device)

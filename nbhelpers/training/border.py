@@ -6,7 +6,9 @@ that is killed there, or before the next phase has saved anything, crosses the b
 
 from __future__ import annotations
 
+from nbhelpers.core.errors import UserError
 from nbhelpers.training import checkpoint, pointers
+from nbhelpers.training.ledger import Balance
 from nbhelpers.training.session import Session
 
 
@@ -17,23 +19,15 @@ def begin_epoch(session: Session) -> None:
 
 
 def end_phase(session: Session) -> None:
-    """Name the checkpoints of a phase that is over; they stay while the run goes on.
-
-    ``best.json`` is the running phase's. Where a killed process had got as far as the next phase's first best, it is
-    not this phase's any more, and the name given at the border before holds.
-    """
+    """Name the checkpoints of a phase that is over; they stay while the run goes on."""
     run, progress = session.run, session.progress
     best, last = (pointers.read(run, which) for which in ("best", "last"))
     if len(session.phases) == 1 or progress.epoch == progress.began_epoch or best is None or last is None:
         return
-    named = dict(zip(_ends(session), (best, last), strict=True))
-    written = False
     with session.stop.held():
-        for which, pointer in named.items():
-            if pointer["step"] <= progress.step:
-                written |= pointers.write(run, which, {key: pointer[key] for key in ("step", "path", "sha256")})
-        if written:
-            session.copy()
+        for which, pointer in zip(_ends(session), (best, last), strict=True):
+            pointers.write(run, which, {key: pointer[key] for key in ("step", "path", "sha256")})
+        session.copy()  # also of names that were written before a kill
 
 
 def next_phase(session: Session) -> None:
@@ -42,7 +36,11 @@ def next_phase(session: Session) -> None:
     with session.stop.held():
         if progress.epoch > progress.began_epoch:
             best = checkpoint.find(session.run, _ends(session)[0])
-            assert best is not None, "an ended phase has a best checkpoint"
+            if best is None:
+                raise UserError(
+                    f"{session.run.folder} has no best checkpoint of phase {session.phase.name!r}, which is over: "
+                    f"restore {_ends(session)[0]}.json from a copy or go back to an earlier checkpoint (--resume PATH)."
+                )
             checkpoint.load_weights(best, session.modules)
             if session.ema is not None:
                 session.ema.restart(0)
@@ -50,6 +48,7 @@ def next_phase(session: Session) -> None:
         progress.phase += 1
         progress.began_epoch, progress.began_step = progress.epoch, progress.step
         progress.forget_best()
+        session.balance = Balance()  # its terms are others, and so is the model that their gradients are of
 
 
 def _ends(session: Session) -> tuple[str, str]:

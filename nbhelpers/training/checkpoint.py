@@ -24,7 +24,7 @@ from nbhelpers.core.errors import UserError
 from nbhelpers.training import pointers
 from nbhelpers.training.run import Run, architecture_hash, write_json
 
-FORMAT = 4  # of state.pt; raised when its keys change
+FORMAT = 5  # of state.pt; raised when its keys change
 KEEP = 2  # newest checkpoints that stay beside the best one
 WEIGHTS, STATE = "model.safetensors", "state.pt"
 ABOUT = "checkpoint"  # key of the metadata in model.safetensors
@@ -63,7 +63,7 @@ def save(
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         tensors = tensors_of(modules)
-        whole = {"format": FORMAT, "step": step, "weights_sha256": _digest(tensors), **state}
+        whole = {"format": FORMAT, "step": step, "weights_sha256": digest_of(tensors), **state}
         torch.save(_canonical(whole), temporary / STATE)
         about = {"step": step, "architecture": architecture_hash(modules)}
         write_weights(temporary, tensors, {**about, "state_sha256": file_sha256(temporary / STATE)})
@@ -118,11 +118,14 @@ def _best_pointer(
     return {**{key: best[key] for key in ("step", "path", "sha256")}, "ranked": listed}
 
 
-def asked_for(run: Run, which: str) -> tuple[str, Checkpoint]:
+def asked_for(run: Run, which: str, *, unfinished: bool = False) -> tuple[str, Checkpoint]:
     """The name and the checkpoint of the weights that somebody wants to use.
 
-    "shipped" is the average, else the best, else the last: a greedy average is never worse on validation than the best
-    checkpoint alone, and a run that was stopped before its first validation has neither.
+    "shipped" is the average, else the best: a greedy average is never worse on validation than the best checkpoint
+    alone. A run that was stopped before its first validation has neither.
+
+    Args:
+        unfinished: whether "shipped" may then be the last one, for a report, which says so.
 
     Raises:
         UserError: there is no checkpoint of that name.
@@ -132,6 +135,8 @@ def asked_for(run: Run, which: str) -> tuple[str, Checkpoint]:
         raise UserError(f"{run.folder} has no checkpoint yet: train it first.")
     if which == "shipped":
         which = next((name for name in ("average", "best") if name in names), "last")
+        if which == "last" and not unfinished:
+            raise UserError(f"{run.folder} has no best checkpoint yet: train it first.")
     if which not in names or (found := find(run, which)) is None:
         raise UserError(f"{run.folder} has no checkpoint {which!r}: choose one of {', '.join(names)}.")
     return which, found
@@ -196,6 +201,16 @@ def at(folder: Path) -> Checkpoint:
     return Checkpoint(folder, step, file_sha256(folder / WEIGHTS))
 
 
+def holding(run: Run, step: int, weights: str) -> Checkpoint | None:
+    """The run's checkpoint of ``step`` whose weights have this digest, named by a pointer or not; None: it is gone."""
+    named = pointers.named_folders(run)
+    folders = [f for f in run.checkpoints.glob(f"step_{step:06d}*") if pointers.FOLDER.fullmatch(f.name)]
+    for folder in sorted(folders, key=lambda folder: (folder.name not in named, folder.name)):
+        if (found := at(folder)).step == step and _stored_digest(found) == weights:
+            return found
+    return None
+
+
 def load_weights(checkpoint: Checkpoint, modules: Mapping[str, nn.Module]) -> None:
     """Put the checkpoint's weights into ``modules``.
 
@@ -218,8 +233,11 @@ def load_weights(checkpoint: Checkpoint, modules: Mapping[str, nn.Module]) -> No
         module.load_state_dict(tensors[name])
 
 
-def load_state(checkpoint: Checkpoint) -> dict[str, Any]:
+def load_state(checkpoint: Checkpoint, *, any_format: bool = False) -> dict[str, Any]:
     """Optimizers, schedules and counters of a checkpoint; plain types and tensors only.
+
+    Args:
+        any_format: whether one of another version will do: not for training, but for what a report reads of it.
 
     Raises:
         UserError: the file is missing, damaged, or holds code (it is refused without being run).
@@ -240,6 +258,8 @@ def load_state(checkpoint: Checkpoint) -> dict[str, Any]:
             f"{path} is not a state this package wrote (damaged, or it holds code, which is never run): restore it "
             "from a copy, or start anew with --resume never."
         ) from error
+    if isinstance(state, dict) and any_format:
+        return state
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(
             f"{path} has no format {FORMAT} state: it was written by another version; start anew with --resume never."
@@ -261,8 +281,8 @@ def _canonical(value: Any) -> Any:
     return value.detach().clone() if isinstance(value, Tensor) else value
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 over names and values."""
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over names and values: of the weights alone, whatever is saved with them."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(name.encode())
@@ -272,7 +292,7 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 
 def _stored_digest(checkpoint: Checkpoint) -> str:
     with _open_weights(checkpoint.folder / WEIGHTS) as file:
-        return _digest({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118 - safe_open is no mapping
+        return digest_of({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118 - safe_open is no mapping
 
 
 def _open_weights(path: Path) -> Any:
@@ -294,7 +314,7 @@ def _flush(path: Path) -> None:
 
 def point_at(run: Run, checkpoint: Checkpoint) -> None:
     """Make ``checkpoint``, one of the run's own, its last: the run goes back to it."""
-    write_json(run.checkpoints / "last.json", pointer_to(checkpoint))
+    pointers.write(run, "last", pointer_to(checkpoint))
 
 
 def _free_folder(run: Run, step: int) -> Path:
@@ -322,7 +342,7 @@ def _prune(run: Run, step: int) -> None:
     found = {f: re.fullmatch(r"step_(\d+)(?:-(\d+))?", f.name) for f in run.checkpoints.iterdir()}
     order = {folder: (int(match[1]), int(match[2] or 1)) for folder, match in found.items() if match}
     folders = sorted((folder for folder in order if order[folder][0] <= step), key=lambda folder: order[folder])
-    averages = [folder for folder in found if folder.name.startswith("average_")]
+    averages = [f for f in found if pointers.FOLDER.fullmatch(f.name) and f not in order]
     for folder in (*folders[:-KEEP], *averages):
         if folder.name not in named:
             shutil.rmtree(folder)

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from nbhelpers.core.disk import file_sha256
 from nbhelpers.core.errors import UserError
 from nbhelpers.training import checkpoint, pointers
-from nbhelpers.training.run import Run, write_json
+from nbhelpers.training.checkpoint import Checkpoint
+from nbhelpers.training.run import Run, write_json, writing
 
 # Small files beside config.json; those that exist are copied.
 FILES = ("history.csv", "ledger.csv", "guards.json", "report.json", "report.md")
@@ -82,14 +82,25 @@ def pull(run: Run, second: Path) -> bool:
     return True
 
 
+def take(found: Checkpoint, run: Run) -> Checkpoint:
+    """Copy another run's checkpoint into this one's folder; no pointer names it yet.
+
+    Raises:
+        UserError: the disk is full, or a file does not read back as it was written.
+    """
+    with writing(run.checkpoints):
+        run.checkpoints.mkdir(parents=True, exist_ok=True)
+        return checkpoint.at(run.folder / _copy_checkpoint(found.folder, run))
+
+
 def _copy(source: Run, target: Run) -> None:
     """Everything from ``source`` to ``target``, in the order that keeps ``target`` readable."""
     listed, there = _pointers(source), _pointers(target)
     target.checkpoints.mkdir(exist_ok=True)
-    known = {one["sha256"]: one["path"] for pointer in there.values() for one in _entries(pointer)}
+    known = {one["sha256"]: one["path"] for pointer in there.values() for one in pointers.entries(pointer)}
     placed: dict[str, str] = {}  # where the target keeps a checkpoint, by its sha256
     for which, pointer in listed.items():
-        for one in _entries(pointer):
+        for one in pointers.entries(pointer):
             if (digest := one["sha256"]) in placed:
                 continue
             # A folder that a pointer names was verified when it came, and the sha256 of the weights, whose header holds
@@ -159,11 +170,6 @@ def _pointers(run: Run) -> dict[str, pointers.Pointer]:
     return {which: pointers.check(run, which) for which in pointers.names(run)}
 
 
-def _entries(pointer: pointers.Pointer) -> list[Mapping[str, Any]]:
-    """What a pointer names: its own checkpoint, and the ranked ones beside it."""
-    return [pointer, *pointer.get("ranked", ())]
-
-
 def _last_step(run: Run) -> int:
     last = _pointers(run).get("last")
     return -1 if last is None else int(last["step"])
@@ -176,9 +182,9 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 def _prune(copy: Run) -> None:
     """Delete the checkpoints that no pointer names."""
-    named = {Path(path).name for pointer in _pointers(copy).values() for path in pointers.folders(pointer)}
+    named = pointers.named_folders(copy)
     for folder in copy.checkpoints.glob("*_*"):
-        if folder.is_dir() and folder.name not in named:
+        if pointers.FOLDER.fullmatch(folder.name) and folder.is_dir() and folder.name not in named:
             shutil.rmtree(folder)
 
 

@@ -75,12 +75,12 @@ def _check_end(task: Task, run: Run, old: Mapping[str, Any], new: Mapping[str, A
                 f"{run.folder} has {done} finished epochs{which} and {phase.epochs} are asked for: ask for at least as "
                 "many, go back to an earlier checkpoint (--resume PATH) in a run of another name, or leave it as it is."
             )
-    if old.get("epochs") == new.get("epochs"):
-        return
-    print(
-        f"This run was planned for {old.get('epochs')} epochs and now ends at {new.get('epochs')}; a learning rate "
-        "that falls to the end of the run follows the new number."
-    )
+    for field in sorted(field for field in task.config.may_change if field.endswith("epochs")):
+        if field in old and old[field] != new[field]:
+            print(
+                f"This run was planned for {old[field]} {field.replace('_', ' ')} and now ends at {new[field]}; a "
+                "learning rate that falls to their end follows the new number."
+            )
 
 
 def check_same_run(task: Task, run: Run, start: Checkpoint) -> None:

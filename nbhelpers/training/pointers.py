@@ -12,6 +12,7 @@ from nbhelpers.training.run import Run, read_json, write_json, writing
 
 # Folders are made and removed by the names in pointers, so nothing else is believed.
 FOLDER = re.compile(r"(?:step|average)_\d+(?:-\d+)?")
+NAME = re.compile(r"last|best|average|[a-z]\w*_(?:best|last)")
 
 Pointer = dict[str, Any]  # step, path, sha256; `ranked` (of a best one) and `parents` (of an average) are lists of such
 
@@ -29,20 +30,24 @@ def read(run: Run, which: str) -> Pointer | None:
 
 
 def names(run: Run) -> list[str]:
-    """The names of the pointers that there are; "last" comes last."""
-    found = sorted(file.stem for file in run.checkpoints.glob("*.json"))
-    return sorted(found, key=lambda name: name == "last")
+    """The names of the pointers that there are, in the order in which they are copied.
+
+    Those of ended phases come first: "best" is then the next phase's, so it must not be copied while they are not.
+    "last" comes last, because it commits the others.
+    """
+    order = ("average", "best", "last")
+    found = sorted(file.stem for file in run.checkpoints.glob("*.json") if NAME.fullmatch(file.stem))
+    return sorted(found, key=lambda name: order.index(name) if name in order else -1)
 
 
-def folders(pointer: Mapping[str, Any]) -> list[str]:
-    """The checkpoint folders that a pointer names, as ``checkpoints/step_000123``: its own, and the ranked ones."""
-    return [str(one["path"]) for one in (pointer, *pointer.get("ranked", ()))]
+def entries(pointer: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What a pointer names: its own checkpoint, and the ranked ones beside it."""
+    return [pointer, *pointer.get("ranked", ())]
 
 
 def named_folders(run: Run) -> set[str]:
     """Names of the folders that any pointer names."""
-    found = [pointer for which in names(run) if (pointer := read(run, which)) is not None]
-    return {Path(path).name for pointer in found for path in folders(pointer)}
+    return {Path(str(one["path"])).name for which in names(run) for one in entries(check(run, which))}
 
 
 def check(run: Run, which: str) -> Pointer:
@@ -53,7 +58,7 @@ def check(run: Run, which: str) -> Pointer:
     """
     pointer = read(run, which) or {}
     file = run.checkpoints / f"{which}.json"
-    for one in (pointer, *pointer.get("ranked", ())):
+    for one in entries(pointer):
         place, _, folder = str(one.get("path")).partition("/")
         if place != run.checkpoints.name or not FOLDER.fullmatch(folder) or not {"step", "sha256"} <= one.keys():
             raise UserError(

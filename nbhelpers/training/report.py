@@ -40,7 +40,7 @@ def make_report(
     Raises:
         UserError: no checkpoint of that name, or a reference without a report on the same data and split.
     """
-    which, found = checkpoint.asked_for(run, which)
+    which, found = checkpoint.asked_for(run, which, unfinished=True)
     data = {**task.describe_data(), "scored_split": split}
     other_run = _reference(reference, data)
     check_same_data(task, run)
@@ -49,7 +49,7 @@ def make_report(
     for module in task.modules.values():
         module.to(device).eval()
     scores: dict[str, Mapping[str, Metric]] = {}
-    earlier = {name: one for name, one in _earlier_phases(task, run).items() if name != which}
+    earlier = {name: one for name, one in _earlier_phases(task, run).items() if one.sha256 != found.sha256}
     for name, one in [*earlier.items(), ("model", found)]:  # the model last: its weights stay in the task
         checkpoint.load_weights(one, task.modules)
         scores[name] = task.evaluate(split).metrics
@@ -116,7 +116,9 @@ def _unfinished(task: Task, run: Run) -> list[str]:
     last = checkpoint.find(run, "last")
     if last is None:
         return []
-    progress, remarks = checkpoint.load_state(last)["progress"], []
+    progress, remarks = checkpoint.load_state(last, any_format=True).get("progress", {}), []
+    if not {"epoch", "phase", "stale"} <= progress.keys():
+        return ["Whether it was trained to its end is not known: its last checkpoint was written by another version."]
     rows = [row for row in history.read_rows(run.history_file) if row["epoch"] <= progress["epoch"]]
     for number, phase in enumerate(task.phases):
         epochs = sum(row["phase"] == phase.name for row in rows)
@@ -128,7 +130,10 @@ def _unfinished(task: Task, run: Run) -> list[str]:
             continue
         if number < progress["phase"] or (number == progress["phase"] and progress["stale"] >= patience):
             stale = progress["stale"] if number == progress["phase"] else monitor.patience
-            remarks.append(f"Stopped early after {done}: {stale} without a better {monitor.metric}.")
+            if stale is None:  # patience has not ended it
+                remarks.append(f"Ended after {done}: their number was raised later, and an ended phase stays as it is.")
+            else:
+                remarks.append(f"Stopped early after {done}: {stale} without a better {monitor.metric}.")
         else:
             remarks.append(f"Not finished: {done} are trained.")
     return remarks
@@ -242,7 +247,7 @@ def as_markdown(report: Mapping[str, Any], headlines: Sequence[str], figures: Se
             "",
             "## By lead time, step or band",
             "",
-            "Pooled values count every pixel once; the other reduction is the mean of the columns.",
+            "Pooled (the tables above): over everything that was counted. Mean: of the columns.",
             "",
         ]
         for rows in _label_tables(report):

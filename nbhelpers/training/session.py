@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from nbhelpers.core.errors import UserError
-from nbhelpers.training import checkpoint, history, pointers
+from nbhelpers.training import checkpoint, history, mirror, pointers
 from nbhelpers.training.checkpoint import Checkpoint
 from nbhelpers.training.ema import Ema, load
 from nbhelpers.training.guards.survey import Survey
@@ -94,6 +95,8 @@ class Session:
         with self.stop.held():
             state = self.state()
             with self.averaged():
+                self.progress.keep(checkpoint.digest_of(checkpoint.tensors_of(self.modules)), best=best)
+                state["progress"] = dataclasses.asdict(self.progress)
                 ranked = self.progress.ranked if self.phase.keep > 1 else None
                 self.saver.save(self.progress.step, self.modules, state, best=best, ranked=ranked)
             self.copy()
@@ -154,33 +157,65 @@ def take_up(session: Session, start: Path | None) -> int | None:
     scheduler = session.task.loss_scheduler
     if scheduler is not None and scheduler.events and scheduler.events[-1][0] == progress.epoch < session.phase_end:
         progress.forget_best()  # weights moved as the run ended, and now it goes on with others
+    home = run if own else Run(found.folder.resolve().parents[1])
     if start is not None:
         if own:  # first of all: rows are cut below that a later checkpoint would miss
             checkpoint.point_at(run, found)
-            _forget_later(run, found, progress)
+            _forget_later(run, found)
         else:
-            _take_over(Run(found.folder.resolve().parents[1]), run)
-        best = checkpoint.find(run, "best")
-        if not own or best is None or best.step > found.step:
-            progress.forget_best()
+            _take_over(home, session)
+    lost = _name_best(session, home)
     # Rows written after the checkpoint belong to work that will be done again.
     history.keep_rows(run.history_file, lambda row: row["epoch"] <= progress.epoch)
     history.keep_rows(run.ledger_file, lambda row: row["step"] < progress.step)
     within = f", batch {progress.batch} of epoch {progress.epoch + 1}" if progress.batch else ""
     print(f"Resuming {run.folder} after epoch {progress.epoch} (step {progress.step}{within}).")
     _tell_ended(session)
-    if not own:
-        session.save(best=progress.best is None)
+    if lost or not own:  # at once: the run could not be taken up again
+        session.save(best=lost)
     return progress.step
 
 
-def _forget_later(run: Run, found: Checkpoint, progress: Progress) -> None:
-    """Going back to ``found``, the run has not ended any phase that ended later, and ranks what it had ranked then."""
+def _name_best(session: Session, home: Run) -> bool:
+    """Let ``best.json`` name what was best when the checkpoint that was taken up was saved.
+
+    It may name a later one: training went back, or was killed between two pointers.
+
+    Args:
+        home: the run whose checkpoint it is. The best and the ranked ones of another run are copied.
+
+    Returns:
+        Whether the best one is gone; what was taken up is then the best that there is.
+    """
+    run, progress = session.run, session.progress
+    if home is run:
+        checkpoint.find(run, "best")  # raises where it is damaged, which is not the same as gone
+    there: dict[int, pointers.Pointer] = {}
+    for step, weights in progress.kept.items():
+        kept = checkpoint.holding(run, step, weights)
+        if kept is None and home is not run and (theirs := checkpoint.holding(home, step, weights)) is not None:
+            kept = mirror.take(theirs, run)
+        if kept is not None:
+            there[step] = checkpoint.pointer_to(kept)
+    if progress.best_step not in there:
+        lost = progress.best_step is not None
+        progress.best, progress.best_step, progress.ranked = None, None, {}  # patience has run out all the same
+        if not lost:  # nothing was best yet
+            pointers.forget(run, "best")
+        return lost
+    pointer = there[progress.best_step]
+    progress.ranked = {step: value for step, value in progress.ranked.items() if step in there}
+    if session.phase.keep > 1 and progress.best_step > progress.began_step:
+        pointer = pointer | {"ranked": [{**there[step], "value": value} for step, value in progress.ranked.items()]}
+    pointers.write(run, "best", pointer)
+    return False
+
+
+def _forget_later(run: Run, found: Checkpoint) -> None:
+    """Going back to ``found``, the run has not ended any phase that ended later."""
     for which in pointers.names(run):
         if which not in ("best", "last") and pointers.check(run, which)["step"] > found.step:
             pointers.forget(run, which)
-    kept = {one["step"] for one in (pointers.read(run, "best") or {}).get("ranked", ())}
-    progress.ranked = {step: value for step, value in progress.ranked.items() if step in kept}
 
 
 def _tell_ended(session: Session) -> None:
@@ -192,8 +227,17 @@ def _tell_ended(session: Session) -> None:
             print(f"Phase {phase.name!r} has ended after {done} of {phase.epochs} epochs and stays as it is.")
 
 
-def _take_over(donor: Run, run: Run) -> None:
-    """The rows that belong to another run's checkpoint, in place of the run's own."""
+def _take_over(donor: Run, session: Session) -> None:
+    """What belongs to another run's checkpoint, in place of the run's own: rows, and the ends of earlier phases."""
+    run, progress = session.run, session.progress
+    for which in pointers.names(run):
+        if which not in ("best", "last"):
+            pointers.forget(run, which)
+    for phase in session.phases[: progress.phase]:
+        for which in (f"{phase.name}_best", f"{phase.name}_last"):
+            found = checkpoint.find(donor, which)
+            if found is not None and found.step <= progress.step:
+                pointers.write(run, which, checkpoint.pointer_to(mirror.take(found, run)))
     for theirs, ours in ((donor.history_file, run.history_file), (donor.ledger_file, run.ledger_file)):
         history.keep_rows(ours, lambda row: False)
         history.append_rows(ours, history.read_rows(theirs))

@@ -79,15 +79,26 @@ class Progress:
     phase: int = 0  # number of the running phase
     began_epoch: int = 0  # epochs finished when it began
     began_step: int = 0  # steps finished when it began
-    best: float | None = None  # monitored value of the phase's best checkpoint
+    best: float | None = None  # monitored value of the phase's best checkpoint; None: the next one is better
+    best_step: int | None = None  # of the checkpoint that best.json names
     stale: int = 0  # epochs since then, those before the monitor is armed left out
     ranked: dict[int, float] = field(default_factory=dict)  # steps and monitored values of the best ones that are kept
+    kept: dict[int, str] = field(default_factory=dict)  # digests of the weights of these and of the best one, by step
     seconds: float = 0.0  # spent in the running epoch
     sums: EpochSums = field(default_factory=EpochSums)  # of the running epoch
 
     def forget_best(self) -> None:
-        """What was best so far is no measure of what comes."""
+        """What was best so far is no measure of what comes; best.json names it until there is another."""
         self.best, self.stale, self.ranked = None, 0, {}
+
+    def keep(self, weights: str, *, best: bool) -> None:
+        """Know the checkpoint of this step again by the digest of its weights, if it is the best or a ranked one."""
+        if best:
+            self.best_step = self.step
+        if best or self.step in self.ranked:
+            self.kept[self.step] = weights
+        named = {self.best_step, *self.ranked}
+        self.kept = {step: digest for step, digest in self.kept.items() if step in named}
 
     def rank(self, value: float, monitor: Monitor, keep: int) -> None:
         """Put the newest checkpoint among the ``keep`` best ones, best first, if it is one of them."""

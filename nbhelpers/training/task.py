@@ -40,7 +40,8 @@ class LossTerm:
     name: str  # lower snake case; a column of history.csv and a row of the ledger
     fn: Callable[[Tensor], Tensor]  # prediction (or `at`) -> scalar, unweighted, float32
     weight: Weight  # the factor in the loss: a number, one that moves in time, or the gradient share it shall have
-    role: Literal["objective", "regulariser"] = "objective"  # only objectives are judged for being inert or dominating
+    # A regulariser is not judged for being inert or dominating; an adversarial term is an objective, judged alone too.
+    role: Literal["objective", "regulariser", "adversarial"] = "objective"
     at: Tensor | None = None  # tensor of the graph that `fn` acts on (a KL: mean, log-variance); None: prediction
     relative_to: str | None = None  # a term in whose running magnitude this one is measured, so that 0.5 means half
 

@@ -44,7 +44,7 @@ class LossBalance(Guard):
 
     def on_step(self, step: Step) -> Iterator[Finding]:
         key, terms = f"{step.phase.name}/{step.update.optimizer}", step.update.terms
-        objectives = [term for term in terms if term.role == "objective" and not _is_off(term)]
+        objectives = [term for term in terms if term.role != "regulariser" and not is_off(term)]
         if step.shares is None or key in self.judged or len(objectives) < 2:
             return
         if any(isinstance(term.weight, Moving) and step.time < term.weight.end for term in terms):
@@ -65,7 +65,7 @@ class LossBalance(Guard):
         if found is not None:
             dominant, inert = found
             listed = [
-                f"{name} {_percent(gradient[name])} of the gradient and {_percent(value[name])} of the loss"
+                f"{name} {percent(gradient[name])} of the gradient and {percent(value[name])} of the loss"
                 for name in gradient
             ]
             yield self.warn(
@@ -77,7 +77,7 @@ class LossBalance(Guard):
             )
 
 
-def _is_off(term: LossTerm) -> bool:
+def is_off(term: LossTerm) -> bool:
     """Whether the term was switched off on purpose."""
     weight = _risen(term.weight)
     return (weight.target if isinstance(weight, Share) else weight) == 0
@@ -96,7 +96,7 @@ def _cure(objectives: Sequence[LossTerm], dominant: str, inert: str, *, has_grad
     verb = "raise" if extra.name == inert else "lower"
     weight = _risen(extra.weight)
     if isinstance(weight, Share):
-        return f"{verb.capitalize()} the target gradient share of {extra.name}, which is {_percent(weight.target)}."
+        return f"{verb.capitalize()} the target gradient share of {extra.name}, which is {percent(weight.target)}."
     if extra.at is not None:  # a share is one of the gradient at the prediction
         return f"{verb.capitalize()} the weight of {extra.name}, which is {weight:g}."
     if extra.name == inert:
@@ -104,5 +104,5 @@ def _cure(objectives: Sequence[LossTerm], dominant: str, inert: str, *, has_grad
     return f"Lower the weight of {extra.name}, which is {weight:g}, or give it a target gradient share, e.g. 10 %."
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
     return f"{100 * share:.2g} %" if share < 0.1 else f"{100 * share:.1f} %"

@@ -71,7 +71,7 @@ class LossSpike(Guard):
     scheduled: dict[str, list[float]] = field(default_factory=dict)  # weights that a loss scheduler moves, likewise
 
     def on_step(self, step: Step) -> Iterator[Finding]:
-        self.objectives = sorted({*self.objectives, *(t.name for t in step.update.terms if t.role == "objective")})
+        self.objectives = sorted({*self.objectives, *(t.name for t in step.update.terms if t.role != "regulariser")})
         key = f"{step.phase.name}/{step.update.optimizer}"
         ramps = [term.weight for term in step.update.terms if isinstance(term.weight, Ramp)]
         if any(ramp.start <= step.time < ramp.end for ramp in ramps):

@@ -51,7 +51,7 @@ class StandingStill(Guard):
     objectives: list[str] = field(default_factory=list)  # the terms that are minimised
 
     def on_step(self, step: Step) -> Iterator[Finding]:
-        self.objectives = sorted({*self.objectives, *(t.name for t in step.update.terms if t.role == "objective")})
+        self.objectives = sorted({*self.objectives, *(t.name for t in step.update.terms if t.role != "regulariser")})
         yield from ()
 
     def on_epoch(self, epoch: Epoch) -> Iterator[Finding]:

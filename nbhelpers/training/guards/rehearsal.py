@@ -12,8 +12,8 @@ from torch import nn
 from nbhelpers.core.errors import UserError
 from nbhelpers.training.guards.guard import Rehearsal
 from nbhelpers.training.guards.survey import Survey, survey
-from nbhelpers.training.ledger import probe
-from nbhelpers.training.task import Phase, Task
+from nbhelpers.training.ledger import Balance, Probe, probe
+from nbhelpers.training.task import Phase, Task, Update
 
 
 def rehearse(
@@ -39,7 +39,7 @@ def rehearse(
         is_ahead: whether the phase is still to come.
 
     Raises:
-        UserError: the training split has no batch.
+        UserError: the training split has no batch, or the weights of the loss cannot be had together.
     """
     loader = task.batches("train", began[0])
     if len(loader) == 0:
@@ -51,6 +51,8 @@ def rehearse(
         for module in task.modules.values():
             module.train()
         updates = [(update, probe(update.prediction, update.terms)) for update in task.updates(batch, phase)]
+    for update, probed in updates:
+        _check_weights(update, probed, phase)
     evaluation = None
     if step == 0 and is_first:
         for module in task.modules.values():
@@ -60,6 +62,18 @@ def rehearse(
     return Rehearsal(
         task, phase, modules, step, *began, surveys, task.look(batch), updates, evaluation, len(loader), steps, is_ahead
     )
+
+
+def _check_weights(update: Update, probed: Probe, phase: Phase) -> None:
+    """Raise where weights cannot be had together, at the phase's beginning or once they have risen."""
+    for time in (0.0, math.inf):
+        try:
+            Balance().weights(probed, update.terms, time=time)
+        except ValueError as error:
+            raise UserError(
+                f"the loss of optimizer {update.optimizer!r} in phase {phase.name!r} cannot be weighed: {error}; "
+                "change these weights in the settings."
+            ) from error
 
 
 @contextmanager
