@@ -28,7 +28,7 @@
 # | profile | for | minutes | memory of a step, float32 | download |
 # |---|---|---|---|---|
 # | `smoke` | checking that everything works | 1 | 0.1 GB | 5 MB |
-# | `quick` | a laptop or a session without GPU | 10 | 0.1 GB | 5 MB |
+# | `quick` | a laptop or a session without GPU | 7 | 0.1 GB | 5 MB |
 # | `t4` | a free GPU (Colab, Kaggle) | up to 60 (not measured yet) | 2 GB (about half in fp16) | 820 MB of network weights |
 # | `full` | several sessions | – | 2 GB | as `t4`, and the data |
 #
