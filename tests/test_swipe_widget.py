@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import os
 import shutil
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-import nbformat
 import numpy as np
 import pytest
 from IPython.core.formatters import DisplayFormatter
+from lab import jupyter_lab
 from PIL import Image
 
 from nbhelpers.core.errors import UserError
@@ -162,41 +157,8 @@ panel
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[str]:
-    """Address of a JupyterLab that serves a notebook with the panel."""
-    cells = [CELL, "print('AT', panel.position.value, panel.right.value)"]
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
-    # Without a kernel named, the lab would ask for one.
-    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(notebook, tmp_path / "panel.ipynb")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    # Its own home, so that nobody's lab settings and extensions take part.
-    env = {
-        **os.environ,
-        "HOME": str(tmp_path),
-        "JUPYTER_CONFIG_DIR": str(tmp_path / "config"),
-        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-    }
-    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--port={port}"]
-    command += ["--ServerApp.port_retries=0", "--IdentityProvider.token=", "--ServerApp.disable_check_xsrf=True"]
-    with (tmp_path / "lab.log").open("wb") as log:
-        server = subprocess.Popen(
-            [*command, f"--ServerApp.root_dir={tmp_path}"], cwd=tmp_path, env=env, stdout=log, stderr=log
-        )
-    try:
-        for _ in range(240):
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/status", timeout=5) as answer:
-                    json.load(answer)
-                break
-            except OSError:
-                assert server.poll() is None, (tmp_path / "lab.log").read_text()
-                time.sleep(0.25)
-        yield f"http://127.0.0.1:{port}/doc/tree/panel.ipynb"
-    finally:
-        server.terminate()
-        server.wait(30)
+    with jupyter_lab([CELL, "print('AT', panel.position.value, panel.right.value)"], tmp_path) as address:
+        yield address
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium: apt-get install chromium")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,6 +44,24 @@ def disk_errors(path: Path) -> Iterator[None]:
                 f"cannot write {path} ({error.strerror}): choose a data folder that is a writable directory"
             ) from error
         raise
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder that becomes ``path`` at the end, and is deleted if that is not reached.
+
+    ``path`` does not exist, or is empty.
+    """
+    part = path.with_name(path.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
+    try:
+        part.mkdir(parents=True)
+        yield part
+        if path.exists():
+            path.rmdir()  # empty; not every system renames onto it
+        os.replace(part, path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)  # nothing is left of it if it became the whole
 
 
 def human_bytes(count: int) -> str:

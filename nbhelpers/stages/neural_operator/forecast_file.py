@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from nbhelpers.core.disk import whole_folder
 from nbhelpers.core.errors import UserError
 from nbhelpers.stages.neural_operator import layout
 from nbhelpers.stages.neural_operator.data import Collection
@@ -47,7 +45,7 @@ def write_forecasts(task: OperatorTask, path: Path, *, split: str, checkpoint: s
         else dict.fromkeys(collection.channels, 1)
     )
     stride = task.config.sequence_length[1]
-    with writing(path), _whole(path) as unfinished:
+    with writing(path), whole_folder(path) as unfinished:
         for batch in task.batches(split, 0):
             given = task.to_model(batch.frames)[:, n_in - 1 : n_in]
             frames = task.to_units(torch.cat([given, task.forecast(batch).rollout], 1)).cpu().numpy()
@@ -71,21 +69,6 @@ def write_forecasts(task: OperatorTask, path: Path, *, split: str, checkpoint: s
         }
         (unfinished / layout.DATASET).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return number
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A folder that becomes ``path`` at the end, and is deleted if that is not reached."""
-    part = path.with_name(path.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
-    try:
-        part.mkdir(parents=True)
-        yield part
-        if path.exists():
-            path.rmdir()  # empty; not every system renames onto it
-        os.replace(part, path)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)  # nothing is left of it if it became the whole
 
 
 def _normalisation(collection: Collection, counts: Mapping[str, int]) -> dict[str, dict[str, list[float]]]:

@@ -7,10 +7,7 @@ both scales. That is an assumption, it cannot be checked without a finer image, 
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +17,7 @@ from rasterio.crs import CRS
 from rasterio.transform import Affine
 from torch import Tensor
 
+from nbhelpers.core.disk import whole_folder
 from nbhelpers.core.errors import UserError
 from nbhelpers.core.runtime import pick_device
 from nbhelpers.science.degradation import Degradation
@@ -142,7 +140,7 @@ def write_forecasts(task: SuperResolutionTask, path: Path, *, split: str, checkp
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} exists already: delete it, or choose another folder with --to.")
     chosen = task.split.patches[split]
-    with writing(path), _whole(path) as folder:
+    with writing(path), whole_folder(path) as folder:
         for patch in chosen:
             _, low = task.pair(Batch(torch.from_numpy(task.reader[patch.index])[None], (patch.index,)))
             image = task.to_reflectance(task.super_resolve(low))[0].cpu()
@@ -182,18 +180,3 @@ def predict_scenes(
         said = tags(trained.config, trained.checkpoint, scene)
         write_scene(file, image, like=scene, scale=trained.config.scale, tags=said)
         yield file, consistency
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A folder that becomes ``path`` at the end, and is deleted if that is not reached."""
-    part = path.with_name(path.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
-    try:
-        part.mkdir(parents=True)
-        yield part
-        if path.exists():
-            path.rmdir()  # empty; not every system renames onto it
-        os.replace(part, path)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)  # nothing is left of it if it became the whole
