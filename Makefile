@@ -23,6 +23,7 @@ test: .venv/installed
 floors: .venv/installed
 	$(BIN)/python benchmarks/floors.py
 	$(BIN)/python benchmarks/sweep.py
+	$(BIN)/python benchmarks/rainfall.py
 	$(BIN)/python benchmarks/turbulence.py
 	$(BIN)/python benchmarks/super_resolution.py
 

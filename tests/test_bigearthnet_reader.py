@@ -493,5 +493,8 @@ def test_real_places(real_data: Path, tmp_path: Path) -> None:
 
 
 def test_prepare_is_for_stages_that_offer_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["data", "prepare", "neural-operator", "--from", str(tmp_path), "--to", str(tmp_path / "x")]) == 2
-    assert "nothing to prepare for neural-operator" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:
+        main(["data", "prepare", "neural-operator", "--from", str(tmp_path), "--to", str(tmp_path / "x")])
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert all(word in said for word in ("invalid choice", "super-resolution", "rainfall-cvae"))

@@ -16,7 +16,6 @@ from nbhelpers.stages.perceptual_unet.ensemble_scores import (
     EnsembleVerification,
     as_if_sure,
     exceeding,
-    fair_crps,
     probability_matched_mean,
     reliability_table,
 )
@@ -58,32 +57,6 @@ def score(members: Tensor, observed: Tensor, sizes: Sequence[int] = (4,)) -> dic
         verification.accumulate(members[part], observed[part], EVENTS[part])
         first += size
     return verification.compute()
-
-
-@pytest.mark.parametrize("m", [2, 3, 8])
-def test_fair_crps_is_its_definition_over_all_pairs(m: int) -> None:
-    x, y = random(2, m, 3, 4, 5), random(2, 3, 4, 5, seed=1)
-    pairs = (x[:, :, None] - x[:, None]).abs().sum((1, 2))
-    expected = (x - y[:, None]).abs().mean(1) - pairs / (2 * m * (m - 1))
-    torch.testing.assert_close(fair_crps(x, y), expected, rtol=0, atol=1e-12)
-
-
-def test_fair_crps_by_hand() -> None:
-    # Members 1, 2, 6 and truth 3: (2 + 1 + 3)/3 − (1 + 5 + 4)/(3·2) = 2 − 10/6.
-    x = torch.tensor([6.0, 1.0, 2.0]).reshape(1, 3, 1, 1, 1)
-    assert float(fair_crps(x, torch.full((1, 1, 1, 1), 3.0))) == pytest.approx(1 / 3, abs=1e-12)
-
-
-@pytest.mark.parametrize("m", [2, 5, 20])
-def test_fair_crps_has_no_bias_from_the_number_of_members(m: int) -> None:
-    # CRPS of N(0, 1) against 0 is (√2 − 1)/√π. The usual form would have 0.51 with two members.
-    found = fair_crps(normal(1, m, 1, 400, 400), torch.zeros(1, 1, 400, 400))
-    assert float(found.mean()) == pytest.approx((2**0.5 - 1) / np.pi**0.5, abs=4e-3)
-
-
-def test_a_single_member_has_no_fair_crps() -> None:
-    with pytest.raises(ValueError, match="at least 2"):
-        fair_crps(random(1, 1, 1, 2, 2), random(1, 1, 2, 2))
 
 
 def test_a_member_reaches_a_level_exactly_where_it_is_that_level_or_higher() -> None:

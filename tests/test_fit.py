@@ -147,7 +147,7 @@ def test_the_ledger_has_the_first_steps_then_every_tenth_and_the_share_that_was_
     ]
     assert list(rows[0]) == [
         "step", "phase", "optimizer", "term", "raw", "weight", "value_share", "grad_share", "cosine_to_total",
-        "cosine_to_slope", "cosine_to_mse",
+        "effective_weight", "events", "cosine_to_slope", "cosine_to_mse",
     ]  # fmt: skip
     for mse, slope in zip(rows[::2], rows[1::2], strict=True):
         assert mse["grad_share"] + slope["grad_share"] == pytest.approx(1)

@@ -473,6 +473,21 @@ def test_an_activation_that_reaches_the_target_is_legal(tail: nn.Module) -> None
     assert found_before(OutputRange(), task) == []
 
 
+@pytest.mark.parametrize("offset", [0.0, 3.0])
+def test_where_the_prediction_is_made_of_the_output_the_output_is_judged(offset: float) -> None:
+    """Fields between -2 and 2, which a ReLU reaches once they are moved up by 3."""
+
+    class Moved(Altered):
+        def updates(self, batch: Any, phase: Phase) -> Iterator[Update]:
+            for update in super().updates(batch, phase):
+                output = update.prediction.relu()
+                assert update.target is not None
+                yield dataclasses.replace(update, prediction=output - offset, output=(output, update.target + offset))
+
+    found = found_before(OutputRange(), Moved(ToyConfig()))
+    assert found == [] if offset else the_stop(found).evidence.startswith("Relu gives 0 to inf")
+
+
 @pytest.mark.parametrize(
     ("make", "interval"),
     [

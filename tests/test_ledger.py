@@ -202,7 +202,8 @@ def test_cosines_between_terms_and_the_cells_of_a_row() -> None:
     bowl, ramp = entries(probe(POINT, (BOWL, RAMP)), {"bowl": 2.0, "ramp": 3.0})
     assert bowl.cosines == pytest.approx({"ramp": 0.6}) and ramp.cosines == pytest.approx({"bowl": 0.6})
     assert list(bowl.row()) == [
-        "term", "raw", "weight", "value_share", "grad_share", "cosine_to_total", "cosine_to_ramp",
+        "term", "raw", "weight", "value_share", "grad_share", "cosine_to_total", "effective_weight",
+        "events", "cosine_to_ramp",
     ]  # fmt: skip
 
 

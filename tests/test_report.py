@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from nbhelpers.training.ledger_figure import ledger_figure
 from nbhelpers.training.ledger_summary import ledger_by_phase, ledger_rows, ledger_summary
 from nbhelpers.training.report import make_report, read_report, table
 from nbhelpers.training.run import Run
+from nbhelpers.training.task import Evaluation, Predictor
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +53,34 @@ def test_nothing_in_it_is_nan_though_a_metric_is(done: tuple[Run, dict[str, Any]
     assert "NaN" not in text and "Infinity" not in text
     assert report["metrics"]["never_counted"]["value"] is None
     assert report["baselines"]["zero"]["never_counted"]["model_minus_this"]["is_better"] is None
+
+
+class Controlled(ToyTask):
+    """Scored upside down as well; and its predictor "zero" has no mean absolute error."""
+
+    def __init__(self, config: ToyConfig):
+        super().__init__(config)
+        self.controls = {"upside_down": lambda batch: -batch[1]}
+
+    def evaluate(self, split: str, predictor: Predictor | None = None) -> Evaluation:
+        scored = super().evaluate(split, predictor)
+        if predictor is not self.nulls["zero"]:
+            return scored
+        return dataclasses.replace(scored, metrics={k: m for k, m in scored.metrics.items() if k != "mae"})
+
+
+def test_controls_have_rows_and_a_baseline_may_lack_a_metric(tmp_path: Path) -> None:
+    config = ToyConfig(epochs=1)
+    task, run = Controlled(config), train(tmp_path, epochs=1).run
+    report = make_report(task, run)
+    assert list(report["baselines"]) == ["as_it_is", "zero", "upside_down"]
+    clean = torch.cat([clean for _, clean in task.batches("test", 0)])
+    upside_down = report["baselines"]["upside_down"]
+    assert upside_down["mse"]["value"] == pytest.approx(float((2 * clean).square().mean()))
+    assert "mae" in report["metrics"] and "mae" not in report["baselines"]["zero"]
+    rows = {row[0].split()[0]: row[2:] for row in table(report)}
+    assert rows["mae"][1] == "" and all(rows["mae"][i] for i in (0, 2)) and all(rows["mse"])
+    assert "mae" in (run.folder / "report.md").read_text()
 
 
 def test_the_numbers_are_those_of_the_predictors(done: tuple[Run, dict[str, Any]]) -> None:

@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 import sevir
 import torch
+from scipy import ndimage
 from torch import Tensor
 
+from nbhelpers.science.fractions import fss_sums
 from nbhelpers.science.image_quality import fine_power, ssim
 from nbhelpers.science.perceptual import Lpips, PerceptualLoss
+from nbhelpers.stages.perceptual_unet.baselines import gaussian_blur
 from nbhelpers.stages.perceptual_unet.contingency import max_pool, to_levels
 from nbhelpers.stages.perceptual_unet.data import MISSING, THRESHOLDS
-from nbhelpers.stages.perceptual_unet.image_scores import fss_sums
 from nbhelpers.stages.perceptual_unet.losses import frame_distance, perceptual_error
 from nbhelpers.stages.perceptual_unet.verification import Verification
 from nbhelpers.training.metrics import summarise
@@ -183,3 +185,9 @@ def test_every_score_of_the_stage_is_there(lpips: Lpips, forecast: Tensor, obser
         names |= {f"{name}_{threshold}" for name in ("csi", "pod", "sucr", "bias", "hss", "csi_matched")}
         names |= {f"csi_{threshold}_pool{size}" for size in (4, 16)}
     assert set(found) == names
+
+
+@pytest.mark.parametrize("sigma", [0.8, 2.0])
+def test_the_blur_of_the_control_is_scipys(forecast: Tensor, sigma: float) -> None:
+    expected = ndimage.gaussian_filter(forecast.numpy(), (0, 0, sigma, sigma), mode="nearest", truncate=4.0)
+    np.testing.assert_allclose(gaussian_blur(forecast, sigma).numpy(), expected, atol=2e-6)

@@ -90,6 +90,7 @@ class ToyTask:
         self.nulls: Mapping[str, Predictor] = {"as_it_is": lambda batch: batch[0], "zero": lambda batch: batch[0] * 0}
         self.monitor = Monitor(config.monitor, config.mode, config.patience, config.armed_after)
         self.milestones: Sequence[Milestone] = ()
+        self.controls: Mapping[str, Predictor] = {}
         self.loss_scheduler = None if config.scheduler is None else FlexibleScheduler(config.scheduler)
         self.event_level: float | None = None
 

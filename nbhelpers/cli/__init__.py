@@ -39,7 +39,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     data.add(commands)
     train.add(commands, argv)
     sweep.add(commands, argv)
-    score.add(commands)
+    score.add(commands, argv)
     ensemble.add(commands)
     return parser
 

@@ -15,6 +15,7 @@ from nbhelpers.core.disk import human_bytes
 from nbhelpers.core.errors import UserError
 
 EVENT_STAGE = "perceptual-unet"  # knows how events lie in SEVIR's files
+DEFAULT_FACTOR = 4  # from rain to its own block means, as in the rainfall stage's quick profile
 
 
 def add(commands: Any) -> None:
@@ -43,20 +44,45 @@ def add(commands: Any) -> None:
     simulate.add_argument("--seed", type=int, default=0)
     simulate.set_defaults(run=_simulate)
     prepare = actions.add_parser("prepare", help="turn data of your own into the layout that a stage reads")
-    prepare.add_argument("stage", choices=STAGES, metavar="STAGE", help=STAGE_HELP)
-    prepare.add_argument("--from", dest="sources", type=Path, nargs="+", required=True, metavar="PATH", help="scenes")
-    prepare.add_argument("--size", type=int, metavar="PIXELS", help="side of a patch (default: as the stage's data)")
-    prepare.add_argument("--place", metavar="NAME", help="where all these scenes lie (default: by their georeference)")
+    preparing = prepare.add_subparsers(dest="stage", required=True, metavar="STAGE")
+    scenes = preparing.add_parser("super-resolution", help="patches cut from GeoTIFF scenes")
+    scenes.add_argument("--from", dest="sources", type=Path, nargs="+", required=True, metavar="PATH", help="scenes")
+    scenes.add_argument("--size", type=int, metavar="PIXELS", help="side of a patch (default: as the stage's data)")
+    scenes.add_argument("--place", metavar="NAME", help="where all these scenes lie (default: by their georeference)")
+    rain = preparing.add_parser("rainfall-cvae", aliases=["rainfall"], help="day files from daily NetCDF")
+    _add_rain_flags(rain)
     packing = actions.add_parser("pack", help="write a stage's many small files as a few that are fast to read")
     packing.add_argument("stage", choices=STAGES, metavar="STAGE", help=STAGE_HELP)
     packing.add_argument("--data-dir", type=Path, required=True, metavar="FROM", help="folder with the data")
-    for one, run in ((prepare, _prepare), (packing, _pack)):
-        one.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to write")
+    for one, run in ((scenes, _cut_scenes), (packing, _pack)):
         one.add_argument(
             "--bands", nargs="+", metavar="BAND", help="such as B02; in the file's order where it has no names"
         )
         one.add_argument("--offset", type=int, metavar="DN", help="to add (default: as the files or their names say)")
         one.set_defaults(run=run)
+    for one in (scenes, rain, packing):
+        one.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to write")
+
+
+def _add_rain_flags(parser: argparse.ArgumentParser) -> None:
+    files, part = parser.add_argument_group("files"), parser.add_argument_group("which part of them")
+    files.add_argument("--rain", type=Path, nargs="+", required=True, metavar="PATH", help="NetCDF, or folders of it")
+    files.add_argument("--variable", metavar="NAME", help="the rain in them (default: by its name)")
+    files.add_argument("--land", type=Path, metavar="FILE.nc", help="land mask (default: sea is what most days lack)")
+    files.add_argument(
+        "--predictors", type=Path, metavar="DIR", help="<var>_day_*.nc on a coarse grid (default: means of the rain)"
+    )
+    files.add_argument("--channels", nargs="+", metavar="VAR", help="predictors to take, such as tas pr huss")
+    part.add_argument(
+        "--factor", type=int, metavar="N", help="rain pixels in a coarse one, each way (default: 4, or by the grids)"
+    )
+    part.add_argument("--box", type=float, nargs=4, metavar=("WEST", "SOUTH", "EAST", "NORTH"), help="degrees")
+    part.add_argument("--months", type=int, nargs="+", metavar="M", help="such as 12 1 2 (default: all)")
+    for split in ("val", "test"):
+        part.add_argument(
+            f"--years-{split}", type=int, nargs="+", metavar="YEAR", help=f"years of the {split} split; give both"
+        )
+    parser.set_defaults(run=_prepare_rain)
 
 
 def _list(arguments: argparse.Namespace) -> int:
@@ -108,21 +134,38 @@ def _simulate(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _prepare(arguments: argparse.Namespace) -> int:
-    cut_scenes = _offered(arguments.stage, "prepare", "cut_scenes")
-    print(cut_scenes(arguments.sources, arguments.to, **_given(arguments, "size", "place")))
+def _cut_scenes(arguments: argparse.Namespace) -> int:
+    cut_scenes = stage_commands(arguments.stage).cut_scenes
+    print(cut_scenes(arguments.sources, arguments.to, **_given(arguments, "bands", "offset", "size", "place")))
+    return 0
+
+
+def _prepare_rain(arguments: argparse.Namespace) -> int:
+    from nbhelpers.stages.rainfall_cvae import prepare  # no model is needed, nor what it imports
+
+    years = {"val": arguments.years_val, "test": arguments.years_test}
+    if (years["val"] is None) != (years["test"] is None):
+        raise UserError("one of --years-val and --years-test is given: give both (all other years are for training).")
+    options = _given(arguments, "factor", "box", "months", "variable", "land", "channels")
+    options["years"] = years if arguments.years_val else None
+    if arguments.predictors is not None:
+        print(prepare.prepare_downscaling(arguments.to, arguments.predictors, arguments.rain, **options))
+    elif arguments.channels is not None:
+        raise UserError("--channels chooses among the files of --predictors DIR: give that folder too.")
+    else:
+        print(prepare.prepare_rain(arguments.to, arguments.rain, **{"factor": DEFAULT_FACTOR, **options}))
     return 0
 
 
 def _pack(arguments: argparse.Namespace) -> int:
     pack = _offered(arguments.stage, "pack", "pack")
-    print(pack(arguments.data_dir, arguments.to, **_given(arguments)))
+    print(pack(arguments.data_dir, arguments.to, **_given(arguments, "bands", "offset")))
     return 0
 
 
 def _given(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
     """What was asked for; the rest is the stage's default."""
-    values = {name: getattr(arguments, name) for name in ("bands", "offset", *names)}
+    values = {name: getattr(arguments, name) for name in names}
     return {name: value for name, value in values.items() if value is not None}
 
 

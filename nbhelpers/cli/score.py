@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +13,18 @@ from nbhelpers.cli.common import (
     STAGE_HELP,
     STAGES,
     existing_run,
+    is_asked_for,
     open_existing,
     print_summary,
     run_flags,
     stage_commands,
 )
+from nbhelpers.core import flags
 from nbhelpers.core.errors import UserError
 
 
-def add(commands: Any) -> None:
-    """Add the commands."""
+def add(commands: Any, argv: Sequence[str]) -> None:
+    """Add the commands. The flags of a stage's own forecasts import its code, so only those that ``argv`` asks for."""
     for command, run, text in (
         ("evaluate", _evaluate, "score a run's checkpoint beside its baselines and write report.json"),
         ("predict", _predict, "write a run's forecasts"),
@@ -35,7 +39,12 @@ def add(commands: Any) -> None:
             help="which weights: best, last, average, PHASE_best, … (default: the average where there is one, else the "
             "best)",
         )
-        other.add_argument("--split", choices=("train", "val", "test"), default="test", help="which part of the data")
+        other.add_argument(
+            "--split",
+            choices=("train", "val", "test"),
+            default="test" if command == "evaluate" else None,
+            help="which part of the data (default: test; for rain that is to augment a training set: train)",
+        )
         other.set_defaults(run=run)
         if command == "evaluate":
             other.add_argument("--reference", type=Path, metavar="RUN_DIR", help="a run to compare with in the verdict")
@@ -49,6 +58,9 @@ def add(commands: Any) -> None:
             other.add_argument(
                 "--offset", type=int, metavar="DN", help="to add to scenes (default: as the files or their names say)"
             )
+            for name in (name for name in STAGES if is_asked_for(argv, "predict", name)):
+                if (own := _own_options(name)) is not None:
+                    flags.add_flags(other.add_argument_group(f"what {name} draws"), own)
 
     report = commands.add_parser("report", help="print a finished run's report, or a sweep's table")
     report.add_argument("run_dir", type=Path)
@@ -67,6 +79,11 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _own_options(stage: str) -> Any:
+    """The dataclass of what a stage asks for beyond the split, if there is such."""
+    return getattr(stage_commands(stage), "ForecastOptions", None)
+
+
 def _predict(arguments: argparse.Namespace) -> int:
     if arguments.scene:
         return _predict_scenes(arguments)
@@ -75,14 +92,22 @@ def _predict(arguments: argparse.Namespace) -> int:
     from nbhelpers.training import checkpoint
     from nbhelpers.training.opening import check_same_data
 
+    stage, own = stage_commands(arguments.stage), _own_options(arguments.stage)
+    split = arguments.split or getattr(stage, "PREDICTED_SPLIT", "test")
+    more: dict[str, Any] = {}
+    if own is not None:  # made before the data are read, so that a flag that makes no sense is said at once
+        names = [field.name for field in dataclasses.fields(own)]
+        given = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
+        more["options"] = own(**{name: tuple(one) if isinstance(one, list) else one for name, one in given.items()})
     task, run = open_existing(arguments)
     check_same_data(task, run)
     _, found = checkpoint.asked_for(run, arguments.checkpoint)
     checkpoint.load_weights(found, task.modules)
-    stage = stage_commands(arguments.stage)
+    if own is not None:
+        more |= {"step": found.step, "run": run.name}
     path = arguments.to or run.folder / stage.FORECASTS
-    n = stage.write_forecasts(task, path, split=arguments.split, checkpoint=found.sha256)
-    print(f"{n} forecasts of the {arguments.split} split: {path}")
+    n = stage.write_forecasts(task, path, split=split, checkpoint=found.sha256, **more)
+    print(f"{n} forecasts of the {split} split: {path}")
     return 0
 
 

@@ -60,7 +60,8 @@ def _sweep(arguments: argparse.Namespace) -> int:
 
     config = resolved_config(arguments)
     tried = [field.name for field in dataclasses.fields(stage.Grid)]
-    given = {name: tuple(getattr(arguments, name)) for name in tried if name in arguments}
+    asked = {name: getattr(arguments, name) for name in tried if name in arguments}
+    given = {name: value if isinstance(value, bool) else tuple(value) for name, value in asked.items()}
     output_dir = getattr(arguments, "output_dir", runtime.workspace().output_dir)
     folder = Path(output_dir) / getattr(arguments, "run_name", f"sweep-{arguments.stage}-{config.profile}")
     print(f"Sweep folder: {folder}")

@@ -11,50 +11,48 @@ from torch import Tensor, nn
 class Ema:
     """``average ← d·average + (1 − d)·weights`` after every step, with d = min(decay, (1 + n)/(10 + n)) at step n.
 
-    The rising d lets the average leave the untrained weights within tens of steps whatever the decay. Buffers are
-    copied. Polyak and Juditsky (1992), doi:10.1137/0330046.
+    The rising d lets the average leave the untrained weights within tens of steps whatever the decay. Buffers are not
+    averaged: the modules' own serve both. Polyak and Juditsky (1992), doi:10.1137/0330046.
     """
 
     def __init__(self, modules: Mapping[str, nn.Module], decay: float):
         self.decay, self.updates = decay, 0
         self._modules = modules
-        self._learned = {f"{name}.{key}" for name, module in modules.items() for key, _ in module.named_parameters()}
         self._average: dict[str, Tensor] = {}
         self.restart(0)
 
     def restart(self, updates: int) -> None:
         """Take the modules' present weights for the average after ``updates`` steps."""
         self.updates = updates
-        self._average = {name: tensor.detach().clone() for name, tensor in _tensors(self._modules).items()}
+        self._average = {name: tensor.detach().clone() for name, tensor in parameters(self._modules).items()}
 
     @torch.no_grad()
     def update(self) -> None:
         """Take the modules' weights into account after a step."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        for name, tensor in _tensors(self._modules).items():
-            if name in self._learned:
-                self._average[name].lerp_(tensor, 1 - decay)
-            else:
-                self._average[name].copy_(tensor)
+        for name, tensor in parameters(self._modules).items():
+            self._average[name].lerp_(tensor, 1 - decay)
 
     def take_in(self) -> dict[str, Tensor]:
         """Put the average into the modules; returns their own weights, for :func:`load` to put back."""
-        own = {name: tensor.detach().clone() for name, tensor in _tensors(self._modules).items()}
+        own = {name: tensor.detach().clone() for name, tensor in parameters(self._modules).items()}
         load(self._modules, self._average)
         return own
 
     def trained(self) -> dict[str, Tensor]:
         """A copy of the weights that are being trained, named ``module.parameter``, on the CPU."""
-        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in _tensors(self._modules).items()}
+        return {name: tensor.detach().to("cpu", copy=True) for name, tensor in parameters(self._modules).items()}
 
 
 @torch.no_grad()
 def load(modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) -> None:
-    """Copy tensors named ``module.parameter`` into ``modules``."""
-    for name, tensor in _tensors(modules).items():
-        tensor.copy_(tensors[name])
+    """Copy tensors named ``module.tensor`` into ``modules``."""
+    there = {f"{name}.{key}": t for name, module in modules.items() for key, t in module.state_dict().items()}
+    for name, tensor in tensors.items():
+        there[name].copy_(tensor)
 
 
-def _tensors(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    return {f"{name}.{key}": t for name, module in modules.items() for key, t in module.state_dict().items()}
+def parameters(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """What can be averaged, named ``module.parameter``: everything but buffers."""
+    return {f"{name}.{key}": tensor for name, module in modules.items() for key, tensor in module.named_parameters()}

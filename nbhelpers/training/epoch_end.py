@@ -39,12 +39,14 @@ def finish_epoch(session: Session, row: dict[str, Any], scored: Evaluation, *, s
     task, run, progress, scheduler = session.task, session.run, session.progress, session.task.loss_scheduler
     phase, monitor = session.phase, session.monitor
     monitored = row[f"val_{monitor.metric}"]
-    is_best = monitor.better(monitored, progress.best)
+    progress.epoch, progress.batch, progress.seconds, progress.sums = row["epoch"], 0, 0.0, EpochSums()
+    is_armed = not session.is_warming_up
+    is_best = is_armed and monitor.better(monitored, progress.best)
     if is_best:
         progress.best, progress.stale = monitored, 0
-    elif row["epoch"] - progress.began_epoch > monitor.armed_after and (scheduler is None or scheduler.finished):
+    elif is_armed and (scheduler is None or scheduler.finished):
         progress.stale += 1
-    if phase.keep > 1:
+    if is_armed and phase.keep > 1:
         progress.rank(monitored, monitor, phase.keep)
     moved = ""
     if scheduler is not None and scheduler.step(row["epoch"], values(scored.metrics)):
@@ -52,7 +54,6 @@ def finish_epoch(session: Session, row: dict[str, Any], scored: Evaluation, *, s
         moved = f"loss weights from now on: {weights} ({scheduler.events[-1][3]})"
         if row["epoch"] < session.phase_end:
             progress.forget_best()  # under other weights: the best has the last weights
-    progress.epoch, progress.batch, progress.seconds, progress.sums = row["epoch"], 0, 0.0, EpochSums()
     history.append_rows(run.history_file, [row])
     _tell(session, row, is_best)
     if moved:
@@ -61,7 +62,7 @@ def finish_epoch(session: Session, row: dict[str, Any], scored: Evaluation, *, s
     session.watch.on_epoch(
         Epoch(task, session.modules, phase, row["epoch"], progress.step, steps, rows, scored, session.epochs)
     )
-    session.save(best=is_best or progress.best is None)
+    session.save(best=is_best or (is_armed and progress.best is None))
     if session.patience_ran_out():
         stale = f"val_{monitor.metric} has not improved for {monitor.patience} epochs"
         if session.is_over:

@@ -33,6 +33,7 @@ class Probe:
     gradients: tuple[Tensor, ...]  # each of the shape of its place, float32
     norms: tuple[float, ...]  # Euclidean norms of the gradients
     places: tuple[Tensor, ...]  # the tensor of the graph that each term is a function of: mostly the prediction
+    events: tuple[int | None, ...] = ()  # samples that a rare-event term measures on; None for the other terms
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,13 @@ class Entry:
     grad_share: float  # of the summed norms of the weighted gradients
     cosine_to_total: float  # between this term's gradient and the whole loss's
     cosines: Mapping[str, float]  # between this term's gradient and each other term's at the same place
+    # Of a rare-event term: Σ|∂(wL)/∂ŷ|, which of a mean absolute error of weight w is w, and less where it is diluted.
+    effective_weight: float | None = None
+    events: int | None = None  # samples of the batch that it measures on
 
     def row(self) -> dict[str, Any]:
         """The cells of ledger.csv; the cosines come last, because their columns depend on the terms."""
-        cells = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)[:-1]}
+        cells = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "cosines"}
         return cells | {f"cosine_to_{term}": value for term, value in self.cosines.items()}
 
 
@@ -74,7 +78,8 @@ def probe(prediction: Tensor, terms: Sequence[LossTerm]) -> Probe:
     norms = [gradient.norm() for gradient in gradients]
     numbers = torch.stack([*values, *norms]).tolist()  # one transfer for all
     names = tuple(term.name for term in terms)
-    return Probe(names, tuple(numbers[: len(names)]), tuple(gradients), tuple(numbers[len(names) :]), tuple(places))
+    raw, sizes, events = numbers[: len(names)], numbers[len(names) :], tuple(term.events for term in terms)
+    return Probe(names, tuple(raw), tuple(gradients), tuple(sizes), tuple(places), events)
 
 
 def resolve_weights(weights: Mapping[str, float | Share], norms: Mapping[str, float]) -> dict[str, float]:
@@ -121,6 +126,7 @@ def entries(probed: Probe, weights: Mapping[str, float]) -> list[Entry]:
         towards_total = products @ w
         total_norm = float((w @ towards_total).clamp(min=0).sqrt())
         for k, (i, name) in enumerate(zip(here, names, strict=True)):
+            events = probed.events[i] if probed.events else None
             sign = -1.0 if factors[k] < 0 else 1.0  # at weight 0 the cosine says which way the term would pull
             found[name] = Entry(
                 name,
@@ -130,6 +136,8 @@ def entries(probed: Probe, weights: Mapping[str, float]) -> list[Entry]:
                 float(shares[k] / shares.sum()) if shares.sum() > 0 else 0.0,
                 sign * _cosine(towards_total[k], norms[k] * total_norm),
                 {other: _cosine(products[k, m], norms[k] * norms[m]) for m, other in enumerate(names) if m != k},
+                None if events is None else abs(factors[k]) * float(gradients[k].abs().sum()),
+                events,
             )
     return [found[name] for name in probed.names]
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 from nbhelpers.training.ledger import LEDGER_EVERY, LEDGER_FIRST
 
 MEDIANS = ("raw", "weight", "value_share", "grad_share", "cosine_to_total")
+# Of rare-event terms: the median of the weight they really act with, where a batch has events, and the mean of how many
+# of its samples have any.
+RARE = ("effective_weight", "events")
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -30,7 +33,11 @@ def ledger_summary(rows: Rows, *, since: int = 0) -> dict[str, dict[str, float]]
     """
     found = ledger_by_phase(rows, since=since)
     last = found[-1]["phase"] if found else None
-    return {entry["term"]: {key: entry[key] for key in MEDIANS} for entry in found if entry["phase"] == last}
+    return {
+        entry["term"]: {key: entry[key] for key in (*MEDIANS, *RARE) if key in entry}
+        for entry in found
+        if entry["phase"] == last
+    }
 
 
 def ledger_by_phase(rows: Rows, *, since: int = 0) -> list[dict[str, Any]]:
@@ -52,14 +59,26 @@ def ledger_by_phase(rows: Rows, *, since: int = 0) -> list[dict[str, Any]]:
     return [
         {"phase": phase, "optimizer": optimizer, "term": term}
         | {key: float(median(row[key] for row in (mine[1:] or mine))) for key in MEDIANS}
+        | _rare(mine[1:] or mine)
         for (phase, optimizer, term), mine in found.items()
     ]
+
+
+def _rare(rows: Rows) -> dict[str, float]:
+    """What rare-event terms have beside the medians; nothing for other terms, or in an earlier version's rows."""
+    events = [row["events"] for row in rows if row.get("events") is not None]
+    if not events:
+        return {}
+    weights = [row["effective_weight"] for row in rows if row.get("events")]
+    return {"effective_weight": float(median(weights or [0.0])), "events": float(mean(events))}
 
 
 def ledger_rows(found: Rows) -> list[list[str]]:
     """Rows of text, header first, of what :func:`ledger_by_phase` gives; columns with one value only are left out."""
     named = [key for key in ("phase", "optimizer") if len({entry[key] for entry in found}) > 1] + ["term"]
+    shown = [*MEDIANS, *(key for key in RARE if any(key in entry for entry in found))]
+    cells = [[f"{entry[key]:.4g}" if key in entry else "–" for key in shown] for entry in found]
     return [
-        [*named, *MEDIANS],
-        *([*(str(entry[key]) for key in named), *(f"{entry[key]:.4g}" for key in MEDIANS)] for entry in found),
+        [*named, *shown],
+        *([*(str(entry[key]) for key in named), *row] for entry, row in zip(found, cells, strict=True)),
     ]

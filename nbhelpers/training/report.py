@@ -21,7 +21,7 @@ from nbhelpers.training.metrics import Metric, paired_difference, summarise
 from nbhelpers.training.opening import check_same_data
 from nbhelpers.training.run import Run, read_json, replacing, write_json, writing
 from nbhelpers.training.tables import ARROWS, MARKS, md_table, save_figures
-from nbhelpers.training.task import Gate, Task, monitor_of
+from nbhelpers.training.task import Gate, Monitor, Task, monitor_of
 
 
 def make_report(
@@ -53,11 +53,13 @@ def make_report(
     for name, one in [*earlier.items(), ("model", found)]:  # the model last: its weights stay in the task
         checkpoint.load_weights(one, task.modules)
         scores[name] = task.evaluate(split).metrics
-    for name, predictor in tqdm(task.nulls.items(), desc="baselines", leave=False, disable=None):
+    others = {**task.nulls, **task.controls}
+    for name, predictor in tqdm(others.items(), desc="baselines", leave=False, disable=None):
         scores[name] = task.evaluate(split, predictor).metrics
     model = scores.pop("model")
-    # What only the model has (a loss term followed on validation) belongs to history.csv: here every row is compared.
-    model = {name: metric for name, metric in model.items() if all(name in theirs for theirs in scores.values())}
+    # What only the model has (a loss term followed on validation) belongs to history.csv: here every row is compared,
+    # if not with all (a single forecast has no spread).
+    model = {name: metric for name, metric in model.items() if any(name in scores[other] for other in others)}
     rows, ledger = history.read_rows(run.history_file), history.read_rows(run.ledger_file)
     settled = settled_step(rows)
     report: dict[str, Any] = {
@@ -135,8 +137,16 @@ def _unfinished(task: Task, run: Run) -> list[str]:
             else:
                 remarks.append(f"Stopped early after {done}: {stale} without a better {monitor.metric}.")
         else:
-            remarks.append(f"Not finished: {done} are trained.")
+            remarks.append(f"Not finished: {done} are trained." + _warming_up(monitor, epochs, number))
     return remarks
+
+
+def _warming_up(monitor: Monitor, epochs: int, number: int) -> str:
+    """What is shipped of a run that was stopped before a checkpoint of its phase may be the best."""
+    if not 0 < epochs <= monitor.armed_after:
+        return ""
+    shipped = "the last checkpoint" if number == 0 else "the best one of the phase before"
+    return f" None is chosen as the best in the first {monitor.armed_after} (warm-up): what is shipped is {shipped}."
 
 
 def read_report(run: Run) -> dict[str, Any]:
@@ -178,19 +188,20 @@ def table(report: Mapping[str, Any], names: Sequence[str] | None = None) -> list
             f"{_number(entry['value'])} {_limits(entry['ci95'])}",
         ]
         for null in baselines:
-            other = report["baselines"][null][name]
-            row.append(f"{_number(other['value'])}{MARKS[other['model_minus_this']['is_better']]}")
+            other = report["baselines"][null].get(name)
+            mark = "" if other is None else MARKS[other["model_minus_this"]["is_better"]]
+            row.append("" if other is None else f"{_number(other['value'])}{mark}")
         rows.append(row)
     return rows
 
 
 def score_table(scores: Mapping[str, Mapping[str, Metric]], names: Sequence[str]) -> list[list[str]]:
     """Rows of text, header first: each metric in ``names`` for each predictor, pooled."""
-    first = next(iter(scores.values()))
     rows = [["metric", *scores]]
     for name in names:
-        cells = [_number(_defined(metrics[name].value)) for metrics in scores.values()]
-        rows.append([name + ARROWS.get(first[name].better or "", ""), *cells])
+        cells = [_number(_defined(metrics[name].value)) if name in metrics else "" for metrics in scores.values()]
+        better = next(metrics[name].better for metrics in scores.values() if name in metrics)
+        rows.append([name + ARROWS.get(better or "", ""), *cells])
     return rows
 
 
@@ -289,7 +300,7 @@ def _label_table(report: Mapping[str, Any], names: Sequence[str], labels: Sequen
     for name in names:
         everyone = {
             "model": report["metrics"][name],
-            **{null: scores[name] for null, scores in report["baselines"].items()},
+            **{null: scores[name] for null, scores in report["baselines"].items() if name in scores},
         }
         for who, scores in everyone.items():
             cells = [_number(scores["by_label"][label]["value"]) for label in labels]

@@ -75,6 +75,12 @@ class Session:
         return self.phase_is_over and not any(phase.epochs for phase in self.phases[self.progress.phase + 1 :])
 
     @property
+    def is_warming_up(self) -> bool:
+        """Whether the finished epochs lie in the phase's warm-up, none of whose checkpoints is chosen as the best."""
+        armed_after = self.monitor.armed_after
+        return armed_after > 0 and self.progress.epoch - self.progress.began_epoch <= armed_after
+
+    @property
     def average_is_due(self) -> bool:
         """Whether the run has ended with ranked checkpoints that are not averaged yet."""
         return self.is_over and bool(self.progress.ranked) and "average" not in pointers.names(self.run)
@@ -108,7 +114,10 @@ class Session:
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
-        """Within the block the modules hold the weights to score and to ship; no exchange is torn by the button."""
+        """Within the block the modules hold the weights to score and to ship; no exchange is torn by the button.
+
+        Only parameters are exchanged: a buffer that is set within the block (what a scoring fits on validation) stays.
+        """
         own = None
         try:
             if self.ema is not None:
@@ -172,7 +181,7 @@ def take_up(session: Session, start: Path | None) -> int | None:
     print(f"Resuming {run.folder} after epoch {progress.epoch} (step {progress.step}{within}).")
     _tell_ended(session)
     if lost or not own:  # at once: the run could not be taken up again
-        session.save(best=lost)
+        session.save(best=lost and not session.is_warming_up)
     return progress.step
 
 
@@ -185,7 +194,7 @@ def _name_best(session: Session, home: Run) -> bool:
         home: the run whose checkpoint it is. The best and the ranked ones of another run are copied.
 
     Returns:
-        Whether the best one is gone; what was taken up is then the best that there is.
+        Whether the best one is gone; what was taken up is then the best that there is, unless it is in a warm-up.
     """
     run, progress = session.run, session.progress
     if home is run:
@@ -200,7 +209,7 @@ def _name_best(session: Session, home: Run) -> bool:
     if progress.best_step not in there:
         lost = progress.best_step is not None
         progress.best, progress.best_step, progress.ranked = None, None, {}  # patience has run out all the same
-        if not lost:  # nothing was best yet
+        if not lost or session.is_warming_up:  # nothing is best yet
             pointers.forget(run, "best")
         return lost
     pointer = there[progress.best_step]

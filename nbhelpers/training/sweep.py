@@ -147,7 +147,7 @@ def _before_training(plan: Plan, *, force: bool) -> tuple[dict[str, Any], Scores
         findings.append(dataclasses.replace(finding, severity="warn"))
         print(findings[-1])
     baselines = {name: task.evaluate(SPLITS[0], predictor).metrics for name, predictor in task.nulls.items()}
-    like = next(iter(baselines.values()))
+    like = {name: metric for theirs in reversed(baselines.values()) for name, metric in theirs.items()}
     head = {
         "stage": task.stage,
         "profile": task.config.profile,

@@ -24,6 +24,7 @@ from nbhelpers.training.sweep_scores import Scores, plain
 from nbhelpers.training.task import Task
 
 SPLITS = ("val", "test")  # choices are made on the first; the second is scored once and only shown
+UNITS = "units of "  # before the key of a metric's sums in SCORES
 SCORES = "scores.npz"  # in the run's folder: the sums behind its scores, so that no call scores a checkpoint twice
 
 
@@ -84,6 +85,8 @@ def _score(task: Task, run: Run, found: Checkpoint, like: Scores) -> Mapping[str
     # What only the model has (a loss term followed on validation) is no score to compare.
     scores = {split: {n: m for n, m in task.evaluate(split).metrics.items() if n in like} for split in SPLITS}
     arrays: dict[str, Any] = {f"{split}/{name}": m.sums for split in SPLITS for name, m in scores[split].items()}
+    # They may count what a split has.
+    arrays |= {f"{UNITS}{split}/{name}": np.array(m.units) for split in SPLITS for name, m in scores[split].items()}
     arrays |= {key: np.array(value) for key, value in _origin(found).items()}
     path = run.folder / SCORES
     with writing(path):
@@ -110,12 +113,14 @@ def _kept(run: Run, found: Checkpoint, like: Scores) -> Mapping[str, Scores] | N
     origin = _origin(found)
     if {key: str(arrays.pop(key, None)) for key in origin} != origin:
         return None
+    units = {key.removeprefix(UNITS): str(arrays.pop(key)) for key in list(arrays) if key.startswith(UNITS)}
     labels = {f"{split}/{name}": metric.sums.shape[1:] for split in SPLITS for name, metric in like.items()}
-    if {key: sums.shape[1:] for key, sums in arrays.items()} != labels:
+    if {key: sums.shape[1:] for key, sums in arrays.items()} != labels or units.keys() != labels.keys():
         return None
+    keys = {split: {name: f"{split}/{name}" for name in like} for split in SPLITS}
     return {
-        split: {name: dataclasses.replace(metric, sums=arrays[f"{split}/{name}"]) for name, metric in like.items()}
-        for split in SPLITS
+        split: {name: dataclasses.replace(like[name], sums=arrays[key], units=units[key]) for name, key in mine.items()}
+        for split, mine in keys.items()
     }
 
 

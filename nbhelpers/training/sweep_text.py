@@ -71,7 +71,7 @@ def settings_table(report: Mapping[str, Any], split: str = "val") -> list[list[s
         rows.append([title, *[""] * 4, *(number(report["spread"][split][name][key]) for name in names)])
     if split == "val":
         for null, scores in report["baselines"].items():
-            rows.append([null, *[""] * 4, *(number(scores[name]) for name in names)])
+            rows.append([null, *[""] * 4, *(number(scores[name]) if name in scores else "" for name in names)])
     return rows
 
 

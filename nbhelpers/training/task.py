@@ -44,6 +44,9 @@ class LossTerm:
     role: Literal["objective", "regulariser", "adversarial"] = "objective"
     at: Tensor | None = None  # tensor of the graph that `fn` acts on (a KL: mean, log-variance); None: prediction
     relative_to: str | None = None  # a term in whose running magnitude this one is measured, so that 0.5 means half
+    # Of a rare-event term (a mean absolute error over extremes, weighted in the prediction's units): how many samples
+    # of the batch it has anything to measure on. The ledger tells with what weight it really acts. None: all of them.
+    events: int | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,9 @@ class Update:
     valid: Tensor | None = None  # bool, of the target's shape: where the target was measured; None: everywhere
     # Scalar, 0-1: the share of a discriminator's decisions that are right, where this update trains one.
     accuracy: Tensor | None = None
+    # What the network itself puts out and what it has to reach, where the prediction is a function of it (rain in
+    # mm/day of its logarithm); None: prediction and target.
+    output: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,8 @@ class Monitor:
     metric: str
     mode: Literal["min", "max"]
     patience: int | None = None  # end the phase after this many epochs without a better one; None trains to its end
-    armed_after: int = 0  # epochs of the phase in which patience is not counted: a loss is still being ramped up
+    # Epochs of the phase in which a loss is still being ramped up: patience is not counted and no checkpoint is best.
+    armed_after: int = 0
 
     def better(self, value: float, best: float | None) -> bool:
         """Whether ``value`` improves on ``best``; NaN never does."""
@@ -119,11 +126,25 @@ class Spread:
 
 
 @dataclass(frozen=True)
+class Dependence:
+    """What a model takes from one of its inputs: its error with the input as it is, and with another sample's."""
+
+    metric: str  # what the error is called, e.g. "crps"; lower is better
+    intact: float
+    shuffled: float  # the same samples, this input exchanged between them
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """What one predictor scored on one split."""
 
     metrics: Mapping[str, Metric]
     spreads: Mapping[str, Spread]  # of "prediction" and of the measured "target"
+    # By input, "z" for a latent and "x" for what a model is conditioned on; empty: not measured.
+    dependence: Mapping[str, Dependence] = field(default_factory=dict)
+    # Latent dimensions whose posterior mean varies over the split (variance above 0.01), and how many there are. They
+    # say whether the posterior uses the latent, not whether prior samples differ. Burda et al. (2016), arXiv:1509.00519
+    active_units: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -162,6 +183,9 @@ class Task(Protocol):
     modules: MutableMapping[str, nn.Module]  # fit replaces the entries by accelerate's prepared ones
     phases: Sequence[Phase]
     nulls: Mapping[str, Predictor]  # predictors that need no training
+    # The model itself under other conditions, scored beside it in the report: given another sample's input, say, or
+    # what it is to predict. Mostly none.
+    controls: Mapping[str, Predictor]
     monitor: Monitor  # of the phases that have none of their own
     loss_scheduler: FlexibleScheduler | None  # moves the terms' `Scheduled` weights; fit steps it after every epoch
     event_level: float | None  # lowest target value, in model units, that some score counts as an event; None: no such

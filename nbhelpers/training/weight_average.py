@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from nbhelpers.core.errors import UserError
 from nbhelpers.training import checkpoint, pointers
 from nbhelpers.training.checkpoint import Checkpoint
-from nbhelpers.training.ema import load
+from nbhelpers.training.ema import load, parameters
 from nbhelpers.training.metrics import values
 from nbhelpers.training.run import Run, architecture_hash, write_json
 from nbhelpers.training.session import Session
@@ -27,12 +27,13 @@ def greedy_average(session: Session) -> Checkpoint:
     best checkpoint alone, of which it consists when no other helps.
 
     Only parameters are averaged. Buffers (counters, running statistics, the vectors of a spectral norm) are the best
-    checkpoint's. The weights that were being trained are put back.
+    checkpoint's, but for what the last scoring of the average sets. The weights that were being trained are put back.
     """
     progress, monitor, modules = session.progress, session.monitor, session.modules
     own = {name: tensor.detach().clone() for name, tensor in checkpoint.tensors_of(modules).items()}
     (first, alone), *others = _ranked(session)
     parents, best = [first], alone
+    fitted: dict[str, Tensor] = {}  # buffers as the scoring of the average left them
     try:
         total = _parameters(first, modules)
         for other, _ in others:
@@ -40,9 +41,10 @@ def greedy_average(session: Session) -> Checkpoint:
             _put(modules, first, tried, len(parents) + 1)
             value = _validation(session)
             if value == best or monitor.better(value, best):
-                total, best = tried, value
+                total, best, fitted = tried, value, _buffers(modules)
                 parents.append(other)
         _put(modules, first, total, len(parents))
+        load(modules, fitted)
         with session.stop.held():
             average = _save(session.run, progress.step, modules, parents)
             session.copy()
@@ -93,7 +95,7 @@ def _parameters(found: Checkpoint, modules: Mapping[str, nn.Module]) -> dict[str
     checkpoint.load_weights(found, modules)
     return {
         name: tensor.detach().cpu().to(torch.promote_types(tensor.dtype, torch.float64))
-        for name, tensor in _named(modules).items()
+        for name, tensor in parameters(modules).items()
     }
 
 
@@ -101,12 +103,13 @@ def _parameters(found: Checkpoint, modules: Mapping[str, nn.Module]) -> dict[str
 def _put(modules: Mapping[str, nn.Module], first: Checkpoint, total: Mapping[str, Tensor], n: int) -> None:
     """The mean of ``n`` checkpoints into the modules, with the buffers of the first."""
     checkpoint.load_weights(first, modules)
-    for name, tensor in _named(modules).items():
+    for name, tensor in parameters(modules).items():
         tensor.copy_(total[name] / n)
 
 
-def _named(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    return {f"{name}.{key}": tensor for name, module in modules.items() for key, tensor in module.named_parameters()}
+def _buffers(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    learned = parameters(modules)
+    return {name: t.detach().clone() for name, t in checkpoint.tensors_of(modules).items() if name not in learned}
 
 
 def _validation(session: Session) -> float:

@@ -9,6 +9,7 @@ from nbhelpers.widgets.display import LiveFigure, show, show_table
 from nbhelpers.widgets.grid import SweepPanel, sweep_panel
 from nbhelpers.widgets.hand_over import HandOverPanel, hand_over_panel
 from nbhelpers.widgets.swipe import Swipe, swipe
+from nbhelpers.widgets.warm_up import WarmUpPanel, warm_up_panel
 
 __all__ = [
     "HandOverPanel",
@@ -16,10 +17,12 @@ __all__ = [
     "LossBalance",
     "SweepPanel",
     "Swipe",
+    "WarmUpPanel",
     "hand_over_panel",
     "loss_balance",
     "show",
     "show_table",
     "sweep_panel",
     "swipe",
+    "warm_up_panel",
 ]

@@ -35,12 +35,17 @@ class LossBalance:
     """The panel behind :func:`loss_balance`; read ``panel.config`` in the next cell."""
 
     def __init__(
-        self, config: Any, balance: Callable[[Any], Sequence[Contribution]], knobs: Sequence[Knob], judged: str
+        self,
+        config: Any,
+        balance: Callable[[Any], Sequence[Contribution]],
+        knobs: Sequence[Knob],
+        judged: str,
+        note: Callable[[Any], str] | None,
     ):
         import ipywidgets as w
 
         self.config = config
-        self._balance, self._judged = balance, judged
+        self._balance, self._judged, self._note = balance, judged, note
         self._knobs = {knob.label: knob for knob in knobs}
         self.sliders = {knob.label: _slider(knob, getattr(config, knob.field)) for knob in knobs}
         active = next((knob.label for knob in knobs if getattr(config, knob.field) is not None), knobs[0].label)
@@ -85,6 +90,7 @@ class LossBalance:
             _bars("share of the loss value", rows, "value_share"),
             _bars("share of the gradient", rows, "grad_share"),
             _table(rows),
+            "" if self._note is None else f"<div style='margin-top:6px'>{html.escape(self._note(self.config))}</div>",
             "</div>",
         ]
         return "".join(parts)
@@ -137,7 +143,12 @@ def _slider(knob: Knob, value: float | None) -> Any:
 
 
 def loss_balance(
-    config: Any, balance: Callable[[Any], Sequence[Contribution]], knobs: Sequence[Knob], *, judged: str
+    config: Any,
+    balance: Callable[[Any], Sequence[Contribution]],
+    knobs: Sequence[Knob],
+    *,
+    judged: str,
+    note: Callable[[Any], str] | None = None,
 ) -> LossBalance:
     """A panel that sets one weight and shows what it means on a real batch.
 
@@ -146,8 +157,9 @@ def loss_balance(
         balance: settings -> what each loss term contributes; called on every move, so it must be cheap.
         knobs: the fields that can be set; they are alternatives, the last one moved counts.
         judged: the term whose gradient share is called inert, at work or dominating.
+        note: settings -> a sentence to stand below the table.
     """
-    return LossBalance(config, balance, knobs, judged)
+    return LossBalance(config, balance, knobs, judged, note)
 
 
 def _share(rows: Sequence[Contribution], term: str) -> float:

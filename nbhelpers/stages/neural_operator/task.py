@@ -108,6 +108,7 @@ class OperatorTask:
         self.phases = (self._phase(stepper),)
         self.monitor = _monitor(config)
         self.milestones: Sequence[Milestone] = ()
+        self.controls: Mapping[str, Predictor] = {}
         self.event_level: float | None = None
         self.nulls: Mapping[str, Predictor] = {
             "persistence": self._null(baselines.persistence),

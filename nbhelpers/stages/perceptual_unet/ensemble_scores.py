@@ -15,29 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nbhelpers.science.ensemble import fair_crps, spread, variance_and_error
 from nbhelpers.stages.perceptual_unet.contingency import to_levels
 from nbhelpers.stages.perceptual_unet.data import MISSING, THRESHOLDS, VIL
 from nbhelpers.training.metrics import Metric, ratio
 
 Sums = NDArray[np.float64]
-
-
-def fair_crps(members: Tensor, observed: Tensor) -> Tensor:
-    """``(B, T, H, W)`` float64: the continuous ranked probability score, as if of infinitely many members.
-
-    mean|xᵢ − y| − Σᵢⱼ|xᵢ − xⱼ| / (2m(m − 1)), whose double sum over sorted members is 2 Σᵢ (2i − m − 1) x₍ᵢ₎. It has no
-    bias from the number of members, so ensembles of different sizes compare. Ferro (2014), QJRMS 140.
-
-    Args:
-        members: ``(B, M, T, H, W)`` with at least two members.
-        observed: ``(B, T, H, W)`` in the same units.
-    """
-    m = members.shape[1]
-    if m < 2:
-        raise ValueError(f"{m} member has no spread: fair CRPS needs at least 2")
-    error = (members.double() - observed.double()[:, None]).abs().mean(1)
-    rank = torch.arange(1 - m, m, 2, dtype=torch.float64, device=members.device)
-    return error - torch.einsum("m,bm...->b...", rank, members.sort(dim=1).values.double()) / (m * (m - 1))
 
 
 def exceeding(levels: Tensor, threshold: int) -> Tensor:
@@ -98,9 +81,7 @@ class EnsembleVerification:
         """What one window adds, each ``(T, k)``."""
         target, valid = VIL.to_model(observed)
         n_pixels = valid.double()
-        mean = members.double().mean(1)
-        error = (mean - target).square()
-        variance = (members - mean[:, None]).square().sum(1) / (self.n_members - 1)
+        variance, error = variance_and_error(members, target)
         parts = {
             "crps": [torch.where(valid, fair_crps(members, target), 0.0), n_pixels],
             "spread": [torch.where(valid, part, 0.0) for part in (variance, error)] + [n_pixels],
@@ -127,14 +108,14 @@ class EnsembleVerification:
         """
         order = sorted(self._events)
         sums = {name: np.stack([self._events[event][name] for event in order]) for name in self._events[order[0]]}
-        spread, units = partial(_spread, m=self.n_members), "level/255"
+        comparable, units = partial(_spread, m=self.n_members), "level/255"
         labels = self.labels
         metrics = {
             "crps": Metric(sums["crps"], ratio, labels, "lower", f"{units}, fair"),
-            "spread": Metric(sums["spread"], spread, labels, None, f"{units}, comparable with rmse_mean"),
+            "spread": Metric(sums["spread"], comparable, labels, None, f"{units}, comparable with rmse_mean"),
             "rmse_mean": Metric(sums["spread"], _rmse, labels, "lower", f"{units}, of the ensemble mean"),
             "spread_skill": Metric(
-                sums["spread"], lambda s: spread(s) / _rmse(s), labels, "one", "spread / error of the ensemble mean"
+                sums["spread"], lambda s: comparable(s) / _rmse(s), labels, "one", "spread / error of the ensemble mean"
             ),
         }
         for threshold in THRESHOLDS:
@@ -149,12 +130,7 @@ class EnsembleVerification:
 
 
 def _spread(sums: Sums, *, m: int) -> Sums:
-    """Root of the mean variance of the members times (m + 1)/m, which the error of a mean of m members should equal.
-
-    The truth, if it is as one more member, differs from that mean by its own variance and 1/m of it. Fortin et al.
-    (2014), J. Hydrometeor. 15.
-    """
-    return np.sqrt((m + 1) / m * ratio(sums[..., [0, 2]]))
+    return spread(ratio(sums[..., [0, 2]]), m)
 
 
 def _rmse(sums: Sums) -> Sums:

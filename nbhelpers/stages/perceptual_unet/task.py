@@ -126,6 +126,7 @@ class NowcastTask:
         self.phases = (self._phase(unet),)
         self.monitor = _monitor(config, self.lpips.key)
         self.milestones: Sequence[Milestone] = ()
+        self.controls: Mapping[str, Predictor] = {}
         self.loss_scheduler = None
         self.event_level: float | None = data.THRESHOLDS[0] / 255
         make = {

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nbhelpers.science.fractions import fss_sums
 from nbhelpers.science.image_quality import fine_power, ssim
 from nbhelpers.science.perceptual import Lpips, PerceptualLoss
 from nbhelpers.stages.perceptual_unet.contingency import (
@@ -21,7 +22,6 @@ from nbhelpers.stages.perceptual_unet.contingency import (
     to_levels,
 )
 from nbhelpers.stages.perceptual_unet.data import VIL
-from nbhelpers.stages.perceptual_unet.image_scores import fss_sums
 from nbhelpers.stages.perceptual_unet.losses import frame_distance, perceptual_error
 from nbhelpers.training.metrics import Metric, mean_metric, ratio
 from nbhelpers.training.task import Evaluation, Spread
@@ -93,7 +93,7 @@ class Verification:
             scalars["perceptual"] = torch.stack([torch.stack(frames).reshape(n_pixels.shape), ones], -1)
         for size in FSS_SIZES:
             scalars[f"fss_{FSS_THRESHOLD}_{size}"] = fss_sums(
-                levels >= FSS_THRESHOLD, torch.where(valid, observed, 0) >= FSS_THRESHOLD, size
+                levels >= FSS_THRESHOLD, torch.where(valid, observed, 0) >= FSS_THRESHOLD, size, dtype=torch.float32
             )
         for name, values in scalars.items():
             for sample, event in enumerate(events):

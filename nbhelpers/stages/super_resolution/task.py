@@ -105,6 +105,7 @@ class SuperResolutionTask:
         self.monitor = FIDELITY
         self.loss_scheduler: FlexibleScheduler | None = None
         self.event_level: float | None = None
+        self.controls: Mapping[str, Predictor] = {}
         self.nulls: Mapping[str, Predictor] = {
             "bicubic": self._null(lambda low: baselines.bicubic(low, config.scale)),
             "lanczos": self._null(lambda low: baselines.lanczos(low, config.scale)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -14,11 +14,16 @@ from nbhelpers.training.weights import Moving, Share, Weight
 FIRST_PROBE, LAST_PROBE = 5, 15  # numbers from 1; the first steps of an untrained model are not typical
 
 
-def out_of_balance(shares: Mapping[str, float]) -> tuple[str, str] | None:
-    """The dominant and the inert one among objectives with these gradient shares, or None when all have a say."""
-    if len(shares) < 2:
+def out_of_balance(shares: Mapping[str, float], rare: Collection[str] = ()) -> tuple[str, str] | None:
+    """The dominant and the inert one among objectives with these gradient shares, or None when all have a say.
+
+    Args:
+        rare: those whose being inert is another guard's business.
+    """
+    if len(shares) < 2 or shares.keys() <= {*rare}:
         return None
-    dominant, inert = max(shares, key=shares.__getitem__), min(shares, key=shares.__getitem__)
+    dominant = max(shares, key=shares.__getitem__)
+    inert = min((name for name in shares if name not in rare), key=shares.__getitem__)
     return (dominant, inert) if shares[dominant] > DROWNING_SHARE and shares[inert] < INERT_SHARE else None
 
 
@@ -26,8 +31,9 @@ def out_of_balance(shares: Mapping[str, float]) -> tuple[str, str] | None:
 class LossBalance(Guard):
     """Judges the medians of the ledger's gradient shares over probes 5-15, once for each optimizer of each phase.
 
-    Regularisers and terms that are switched off (a declared weight of 0) are listed and not judged. Nothing is
-    collected while a weight is moving, because all shares change with it.
+    Regularisers and terms that are switched off (a declared weight of 0) are listed and not judged; that a rare-event
+    term is inert, the guard of those terms says (G12). Nothing is collected while a weight is moving, because all
+    shares change with it.
     """
 
     name = "loss_balance"
@@ -61,7 +67,8 @@ class LossBalance(Guard):
         seen = probes[FIRST_PROBE - 1 :] or probes
         gradient = {term.name: median(probe[term.name][0] for probe in seen) for term in terms}
         value = {term.name: median(probe[term.name][1] for probe in seen) for term in terms}
-        found = out_of_balance({term.name: gradient[term.name] for term in objectives})
+        rare = {term.name for term in objectives if term.events is not None}
+        found = out_of_balance({term.name: gradient[term.name] for term in objectives}, rare)
         if found is not None:
             dominant, inert = found
             listed = [

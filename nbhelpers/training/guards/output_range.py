@@ -50,8 +50,9 @@ class OutputRange(Guard):
         for update, _ in rehearsal.updates:
             if update.target is None:
                 continue
-            target = update.target.detach() if update.valid is None else update.target.detach()[update.valid]
-            low, high, operation = reachable(update.prediction)
+            output, target = update.output or (update.prediction, update.target)
+            target = target.detach() if update.valid is None else target.detach()[update.valid]
+            low, high, operation = reachable(output)
             outside = (target < low - TOLERANCE) | (target > high + TOLERANCE)
             if target.numel() and float(outside.float().mean()) > MAX_OUTSIDE:
                 yield self.stop(

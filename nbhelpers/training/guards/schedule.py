@@ -71,6 +71,13 @@ class Schedule(Guard):
 
     def _patience(self, rehearsal: Rehearsal, ends: Mapping[str, float]) -> Iterator[Finding]:
         monitor, epochs = monitor_of(rehearsal.task, rehearsal.phase), rehearsal.phase.epochs
+        if monitor.armed_after >= epochs:
+            yield self.stop(
+                rehearsal.step,
+                f"no checkpoint of {_whole(rehearsal)} could be chosen as the best: all of it is warm-up",
+                evidence=f"armed after {monitor.armed_after} epochs, {_whole(rehearsal)} ends at {epochs}",
+                cure="Shorten the warm-up (armed_after) or train for more epochs.",
+            )
         if monitor.patience is None:
             return
         last = max(ends, key=lambda name: ends[name], default=None)

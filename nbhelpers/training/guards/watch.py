@@ -17,11 +17,14 @@ from nbhelpers.training.guards.gan_balance import GanBalance
 from nbhelpers.training.guards.gradients import DeadGradients
 from nbhelpers.training.guards.guard import Epoch, Finding, Guard, GuardStop, Rehearsal, Step
 from nbhelpers.training.guards.hand_over import HandOver
+from nbhelpers.training.guards.latent import Latent
 from nbhelpers.training.guards.leakage import Leakage
 from nbhelpers.training.guards.memory import MemoryGrowth
 from nbhelpers.training.guards.milestones import Milestones, StandingStill
 from nbhelpers.training.guards.missing import MissingValues
 from nbhelpers.training.guards.output_range import OutputRange
+from nbhelpers.training.guards.rare_events import RareEvents
+from nbhelpers.training.guards.reconstruction import Reconstruction
 from nbhelpers.training.guards.schedule import Schedule, SchedulerNotStepped, UnknownMonitor
 from nbhelpers.training.guards.signal import Noise, NoSkill, UnrelatedPairs
 from nbhelpers.training.guards.units import Units
@@ -36,6 +39,7 @@ def all_guards() -> list[Guard]:
         Leakage(),
         Schedule(),
         UnknownMonitor(),
+        Reconstruction(),
         Noise(),  # before units: noise has whatever units it was drawn in
         Units(),
         UnrelatedPairs(),
@@ -46,11 +50,13 @@ def all_guards() -> list[Guard]:
         DeadGradients(),
         LossBalance(),
         GanBalance(),
+        RareEvents(),
         LossSpike(),
         SchedulerNotStepped(),
         HandOver(),
         NoSkill(),
         BlankPredictions(),
+        Latent(),
         StandingStill(),
         Milestones(),
         MemoryGrowth(),

@@ -1,0 +1,1 @@
+"""Rainfall cVAE: sample high-resolution rain, extremes above all, given a coarse daily weather state."""
