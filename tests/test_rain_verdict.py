@@ -66,6 +66,7 @@ def report(
     if oracle is not None:
         rows["oracle"] = {name: metric(value) for name, value in oracle.items()}
     return {
+        "checkpoint": {"step": 40},  # of the last of 40 epochs
         "run": "mine",
         "config": config(**(settings or {})),
         "metrics": {name: metric(value, n) for name, value in values.items()},
@@ -84,6 +85,7 @@ def history(
     return [
         {
             "epoch": epoch + 1,
+            "step": epoch + 1,
             "val_loss": loss,
             "val_crps": loss,
             "train_total": total,
