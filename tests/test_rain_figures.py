@@ -314,15 +314,15 @@ def test_a_report_without_members_has_no_such_figures() -> None:
 
 
 def test_the_latent_is_asked_on_validation_days(task: RainfallTask) -> None:
-    use = calibration_figures.latent_use(task, most=20)
-    assert use.n_days == 20 and use.kl.shape == (2,) and (use.kl >= 0).all() and use.active[1] == 2 * 4 * 5
+    use = calibration_figures.latent_use(task, most=12)
+    assert use.n_days == 12 and use.kl.shape == (2,) and (use.kl >= 0).all() and use.active[1] == 2 * 4 * 5
     figure = drawn_figure(calibration_figures.latent_figure(use))
     kl, shares, ablations = figure.axes
     assert [bar.get_height() for bar in kl.containers[0]] == pytest.approx(list(use.kl))
     assert kl.get_title() == f"KL(q‖p), {use.kl.sum():.3g} nats a day in all" and kl.get_ylabel() == "nats a day"
     assert [bar.get_height() for bar in shares.containers[0]] == pytest.approx([use.active[0] / 40, use.z_share])
     assert [bar.get_height() for bar in ablations.containers[0]] == pytest.approx(list(use.crps.values()))
-    assert "20 val days" in figure.get_suptitle()
+    assert "12 val days" in figure.get_suptitle()
 
 
 def test_the_kl_of_all_channels_is_that_of_the_history(task: RainfallTask) -> None:
