@@ -52,6 +52,17 @@ class Calibrated(ToyTask):
         return scored
 
 
+def test_a_live_figure_shows_the_weights_that_were_scored(tmp_path: Path) -> None:
+    task = ToyTask(ToyConfig(**SETTINGS))
+    seen: list[tuple[float, float]] = []
+
+    def on_epoch(rows: list[dict[str, Any]]) -> None:
+        seen.append((task.evaluate("val").metrics["mse"].value, rows[-1]["val_mse"]))
+
+    fit(task, open_run(task, tmp_path, "run"), on_epoch=on_epoch)
+    assert len(seen) == 4 and all(drawn == pytest.approx(scored) for drawn, scored in seen)
+
+
 class CalibratedAndStopped(Stopped, Calibrated):
     pass
 

@@ -16,6 +16,7 @@ from accelerate import tracking
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from toy import STEPS_PER_EPOCH, ToyConfig, ToyTask, toy, train
+from toy_gan import train_gan
 
 from nbhelpers.core.errors import UserError
 from nbhelpers.training import checkpoint, history, pointers
@@ -25,9 +26,10 @@ from nbhelpers.training import state as state_module
 from nbhelpers.training.fit import Fitted, fit
 from nbhelpers.training.guards.guard import GuardStop
 from nbhelpers.training.opening import open_run
+from nbhelpers.training.qualified import none_qualified
 from nbhelpers.training.report import make_report
 from nbhelpers.training.run import Run
-from nbhelpers.training.task import LossTerm, Phase, Update
+from nbhelpers.training.task import Evaluation, LossTerm, Monitor, Phase, Update
 
 
 def press() -> None:
@@ -98,7 +100,7 @@ def named_checkpoints(run: Run) -> dict[str, Any]:
         # Not the file's sha256: that of a run that was extended holds the plan that was known when it was written.
         content = {"step": pointer["step"], "value": pointer.get("value")}
         content["weights"] = load_file(run.folder / pointer["path"] / "model.safetensors")
-        content["ranked"] = [plain(one) for one in pointer.get("ranked", ())]
+        content |= {key: [plain(one) for one in pointer.get(key, ())] for key in pointers.LISTS}
         return content | {"parents": [one["step"] for one in pointer.get("parents", ())]}
 
     found = {name: pointers.read(run, name) for name in pointers.names(run)}
@@ -194,9 +196,137 @@ def test_the_best_checkpoint_is_the_one_the_monitor_liked_most(tmp_path: Path, m
     assert task.evaluate("val").metrics["mse"].value == pytest.approx(scores[best.step])
 
 
-def test_a_score_that_is_never_defined_leaves_the_last_as_best(tmp_path: Path) -> None:
-    run = train(tmp_path, monitor="never_counted").run
+NONE = (
+    "No epoch qualified as the best: val_never_counted is undefined in all of them ({n}). The newest stands in for it: "
+)
+
+
+def test_a_score_that_is_never_defined_leaves_the_last_as_best(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task, run = toy(tmp_path, epochs=3, monitor="never_counted", armed_after=1)
+    fit(task, run)
     assert checkpoint.find(run, "best") == checkpoint.find(run, "last") != None  # noqa: E711
+    said = NONE.format(n=2) + "epoch 3 (step 12)."
+    assert capsys.readouterr().out.splitlines()[-1] == said
+    report = make_report(task, run)
+    assert report["remarks"] == [said, *task.remarks()]
+    assert report["checkpoint"]["step"] == 12
+    assert (run.folder / "report.md").read_text().splitlines()[2] == f"> **{said}**"
+
+
+def test_stopped_before_any_epoch_qualified_the_report_says_what_it_has(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings: dict[str, Any] = {"epochs": 5, "monitor": "never_counted", "patience": 2}
+    stopped = Stopped(ToyConfig(**settings), at=5, fault=press)
+    run = open_run(stopped, tmp_path, "run")
+    assert fit(stopped, run).interrupted
+    assert make_report(*toy(tmp_path, **settings))["remarks"][0] == NONE.format(n=1) + "epoch 1 (step 4)."
+    assert train(tmp_path, **settings).stopped_early
+    said = capsys.readouterr().out.splitlines()
+    assert said[-2] == (
+        "Early stopping: val_never_counted has not improved for 2 epochs. A larger patience goes on from here."
+    )
+    assert said[-1] == NONE.format(n=2) + "epoch 2 (step 8)."
+    remarks = make_report(*toy(tmp_path, **settings))["remarks"]
+    assert [remark.split()[0] for remark in remarks] == ["No", "Stopped", "Made-up"]
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("scores", "armed_after", "weights", "counted"),
+    [
+        ((NAN, NAN, None), 0, None, 3),
+        ((1.0, NAN, NAN), 1, None, 2),  # the first epoch is warm-up
+        ((NAN, NAN, NAN), 3, None, 0),  # all are: none could be the best
+        ((NAN, 1.0, NAN), 1, None, 0),
+        ((1.0, NAN, NAN), 0, (0.1, 0.2, 0.2), 2),  # what was best under other loss weights is forgotten
+        ((NAN, NAN, 1.0), 0, (0.1, 0.2, 0.2), 0),
+    ],
+)
+def test_which_epochs_could_have_been_the_best(
+    scores: tuple[Any, ...], armed_after: int, weights: tuple[float, ...] | None, counted: int
+) -> None:
+    rows: list[dict[str, Any]] = [{"phase": "first", "epoch": 1, "step": 4, "val_mse": 1.0}]
+    for number, score in enumerate(scores):
+        schedule = {} if weights is None else {"schedule_mse": weights[number]}
+        rows.append({"phase": "second", "epoch": number + 2, "step": 4 * number + 8, "val_mse": score, **schedule})
+    said = none_qualified(rows, "second", Monitor("mse", "min", armed_after=armed_after), 16, several=True)
+    expected = (
+        f"No epoch of phase 'second' qualified as the best: val_mse is undefined in all of them ({counted}). "
+        "The newest stands in for it: epoch 4 (step 16)."
+    )
+    assert said == (expected if counted else "")
+    assert none_qualified(rows, "second", Monitor("mse", "min", armed_after=armed_after), None) == ""
+
+
+def test_one_epoch_that_qualifies_is_the_best_and_nothing_is_remarked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Late(ToyTask):
+        """Its score is undefined in all epochs but the second."""
+
+        def evaluate(self, split: str, predictor: Any = None) -> Evaluation:
+            scored = super().evaluate(split, predictor)
+            step = max((int(s["step"]) for s in self.phases[0].optimizers["net"].state.values()), default=0)
+            return scored if step != 8 else Evaluation({**scored.metrics, "never_counted": scored.metrics["mse"]}, {})
+
+    task = Late(ToyConfig(epochs=4, monitor="never_counted"))
+    run = open_run(task, tmp_path, "run")
+    fit(task, run)
+    best = checkpoint.find(run, "best")
+    assert best is not None and best.step == 8
+    assert "No epoch" not in capsys.readouterr().out
+    assert make_report(task, run)["remarks"] == task.remarks()
+
+
+# what is printed -----------------------------------------------------------------------------------------------------
+
+
+def test_the_line_of_an_epoch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    task, run = toy(tmp_path, epochs=2)
+    task.monitor = Monitor("mse", "min", beside=("mae",))
+    fit(task, run)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
+    for line, row in zip(lines, history.read_rows(run.history_file), strict=True):
+        numbers = f"loss {row['train_total']:.4g}  val_mse {row['val_mse']:.4g}  val_mae {row['val_mae']:.4g}"
+        rest = f"lr {row['lr_net']:.3g}  {row['seconds']:.0f} s  best so far"
+        assert line == f"epoch {row['epoch']}/2  {numbers}  {rest}"
+    assert "lr 0.0278  " in lines[0], "0.03 / (1 + 4/50)"
+
+
+def test_learning_rates_that_differ_are_all_in_the_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings: dict[str, Any] = {"pixel_epochs": 1, "adversarial_epochs": 1, "generator_lr": 0.01}
+    train_gan(tmp_path, "two", discriminator_lr=0.001, **settings)
+    train_gan(tmp_path, "one", discriminator_lr=0.01, **settings)
+    lines = [line for line in capsys.readouterr().out.splitlines() if " (adversarial) " in line]
+    assert "  lr 0.00926/0.000926  " in lines[0] and "  lr 0.00926  " in lines[1]
+
+
+def test_the_progress_bar_has_the_last_scores_beside_the_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[dict[str, str]] = []
+
+    class Bar(fit_module.tqdm):  # type: ignore[misc]
+        def set_postfix(self, ordered_dict: Any = None, refresh: Any = True, **more: Any) -> None:
+            shown.append(dict(ordered_dict))
+
+    monkeypatch.setattr(fit_module, "tqdm", Bar)
+    monkeypatch.setattr(fit_module, "is_notebook", lambda: True)
+    for at in (5, 99):  # taken up within the second epoch it still knows what the first one scored
+        task = Stopped(ToyConfig(epochs=3), at=at, fault=press)
+        task.monitor = Monitor("mse", "min", beside=("mae", "never_counted"))
+        run = open_run(task, tmp_path, "run")
+        fit(task, run)
+    rows = history.read_rows(run.history_file)
+    first, second, third = shown[:4], shown[4:7], shown[7:]  # the step in which the button was pressed shows nothing
+    assert all(list(one) == ["total", "mse", "slope", "weight_slope"] for one in first)
+    for row, epoch in zip(rows, (second, third), strict=False):
+        assert [list(one)[:3] for one in epoch] == [["total", "val_mae", "val_never_counted"]] * len(epoch)
+        assert {one["val_mae"] for one in epoch} == {f"{row['val_mae']:.4g}"}
+    assert len(third) == STEPS_PER_EPOCH
 
 
 def test_two_updates_of_one_batch_are_averaged_apart(tmp_path: Path) -> None:

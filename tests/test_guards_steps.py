@@ -695,7 +695,7 @@ class TestMemory:
         list(guard.on_epoch(epoch_of(Toy(), 1, 4, rows=rows)))
         assert guard.seen and guard.state_dict() == {} and not reloaded(guard).seen  # type: ignore[attr-defined]
 
-    def test_measured_memory_follows_an_array(self) -> None:
+    def test_measured_memory_follows_an_array(self, counted_memory: None) -> None:
         before = measure()
         kept = np.ones(25_000_000)  # 0.2 GB
         grown = measure()["memory_gb"] - before["memory_gb"]

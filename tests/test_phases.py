@@ -126,7 +126,8 @@ def test_patience_ends_its_phase_and_not_the_run(tmp_path: Path, capsys: pytest.
     assert [row["phase"] for row in rows] == ["pixel"] * 3 + ["adversarial"] * 3
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert (fitted.epochs, fitted.stopped_early) == (6, False)
-    assert "Phase 'pixel' ends early: val_mse has not improved for 2 epochs" in capsys.readouterr().out
+    best = f"best val_mse {rows[0]['val_mse']:.4g} at epoch 1"
+    assert f"Phase 'pixel' ends early: {best}; val_mse has not improved for 2 epochs.\n" in capsys.readouterr().out
     again = train_gan(tmp_path, **settings)
     assert (again.epochs, again.stopped_early) == (6, False)
     assert "Phase 'pixel' has ended after 3 of 9 epochs and stays as it is." in capsys.readouterr().out

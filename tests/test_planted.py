@@ -809,7 +809,7 @@ def keep_batches(folder: Path) -> None:
     said(planted(folder / "data", KeepsBatches, **KEEPING), folder)
 
 
-def test_memory_that_grows_is_told_after_five_epochs(tmp_path: Path) -> None:
+def test_memory_that_grows_is_told_after_five_epochs(tmp_path: Path, counted_memory: None) -> None:
     frames = {id: np.tile(f, (1, 4, 4)) for id, f in events(n=8).items()}  # 192 x 192 pixels
     sevir.write_sevir(tmp_path / "data", frames)
     done = in_a_process_of_its_own("keep_batches", tmp_path)

@@ -274,6 +274,22 @@ def test_a_flag_not_given_leaves_no_trace() -> None:
     assert vars(parser().parse_args([])) == {}
 
 
+def test_a_choice_that_may_be_none() -> None:
+    @dataclass(frozen=True)
+    class Chosen:
+        # Where it comes from.
+        source: Literal["stage2", "proxy"] | None = None
+
+    one = argparse.ArgumentParser()
+    flags.add_flags(one, Chosen)
+    assert "--source {stage2,proxy,none}" in one.format_help()
+    for word, value in (("proxy", "proxy"), ("none", None)):
+        assert vars(one.parse_args(["--source", word])) == {"source": value}
+        assert replace_checked(Chosen(), {"source": value}, source="test").source == value
+    with pytest.raises(SystemExit):
+        one.parse_args(["--source", "other"])
+
+
 def test_flags_given_arrive_with_their_types() -> None:
     words = "--epochs 3 --lr 5e-4 --weight none --step 7 --source a/b.pt --size large --no-augment"
     given = vars(parser().parse_args(words.split()))

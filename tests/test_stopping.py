@@ -89,10 +89,14 @@ def test_patience_counts_epochs_without_a_better_one(
     early = last_epoch < len(SCORES)
     assert fitted.epochs == last_epoch == len(history.read_rows(run.history_file))
     assert (fitted.stopped_early, fitted.interrupted) == (early, False)
-    assert ("Stopped early" in capsys.readouterr().out) == early
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Early stopping: ")]
     best = checkpoint.find(run, "best")
     assert best is not None
     liked = armed_after + int(np.argmin(SCORES[armed_after:last_epoch]))
+    assert said == early * [
+        f"Early stopping: best val_mse {SCORES[liked]:.4g} at epoch {1 + liked}; val_mse has not improved for "
+        f"{patience} epochs. A larger patience goes on from here."
+    ]
     assert best.step == STEPS_PER_EPOCH * (1 + liked), "none of the warm-up"
 
 

@@ -121,11 +121,40 @@ from nbhelpers.widgets import loss_balance
 panel = loss_balance(Settings(), balance, KNOBS, judged="extra")
 panel
 """
+SEVERAL = """
+from test_widgets import SEVERAL_KNOBS, Several, shares
+from nbhelpers.widgets import settings_panel, weights_panel
+weights = weights_panel(Several(), shares, SEVERAL_KNOBS[:1])
+weights
+"""
+SIZES = """
+sizes = settings_panel(weights.config, lambda config: {"a sample": f"{config.steps} passes"}, SEVERAL_KNOBS[1:])
+sizes
+"""
+SEVERAL_KNOBS = (
+    Knob("weight", "λ", 1e-3, 10.0, start=1.0, log=True, off=True),
+    Knob("steps", "time steps", 1, 50, start=10, whole=True),
+)
+
+
+@dataclass(frozen=True)
+class Several:
+    weight: float = 0.2
+    steps: int = 10
+
+    def replace(self, changes: dict[str, Any], *, source: str) -> Several:
+        return replace_checked(self, changes, source=source)
+
+
+def shares(settings: Several) -> list[Row]:
+    share = settings.weight / (1 + settings.weight)
+    return [Row("mse", 0.01, 1.0, 1 - share, 1 - share), Row("extra", 5.0, settings.weight, share, share)]
 
 
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[str]:
     cells = [CELL.format(tests=str(Path(__file__).parent)), "print('SETTINGS', panel.config)"]
+    cells += [SEVERAL, SIZES, "print('CHOSEN', sizes.config, weights.config.weight)"]
     with jupyter_lab(cells, tmp_path) as address:
         yield address
 
@@ -138,7 +167,7 @@ def test_in_a_browser_the_keyboard_moves_the_slider_and_the_next_cell_reads_it(l
     quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=quiet)
-        page = browser.new_page(viewport={"width": 1200, "height": 1000})
+        page = browser.new_page(viewport={"width": 1200, "height": 1600})
         page.goto(lab)
         page.locator(".jp-Cell").first.wait_for(timeout=90_000)
         page.get_by_text("| Idle").wait_for(timeout=90_000)  # a cell run before the kernel is there is not run at all
@@ -155,6 +184,26 @@ def test_in_a_browser_the_keyboard_moves_the_slider_and_the_next_cell_reads_it(l
         page.locator(".jp-Cell .cm-content").nth(1).click()
         page.keyboard.press("Shift+Enter")
         page.get_by_text("SETTINGS Settings(weight=10.0, share=None)").wait_for(timeout=20_000)
+        # The panels of several settings: off at the left end, back to a weight, and a second panel that starts from it.
+        page.locator(".jp-Cell .cm-content").nth(2).click()
+        page.keyboard.press("Shift+Enter")
+        picture.get_by_text("every term is at work").wait_for(timeout=20_000)
+        weight = page.locator(".noUi-handle").nth(1)
+        weight.focus()
+        page.keyboard.press("Home")
+        page.locator(".widget-label").get_by_text("off", exact=True).wait_for(timeout=20_000)
+        picture.get_by_text("off: extra").wait_for(timeout=20_000)
+        page.keyboard.press("End")
+        picture.get_by_text("extra drowns the rest", exact=True).wait_for(timeout=20_000)
+        page.locator(".jp-Cell .cm-content").nth(3).click()
+        page.keyboard.press("Shift+Enter")
+        picture.get_by_text("10 passes").wait_for(timeout=20_000)
+        page.locator(".noUi-handle").nth(2).focus()
+        page.keyboard.press("Home")
+        picture.get_by_text("1 passes", exact=True).wait_for(timeout=20_000)
+        page.locator(".jp-Cell .cm-content").nth(4).click()
+        page.keyboard.press("Shift+Enter")
+        page.get_by_text("CHOSEN Several(weight=10.0, steps=1) 10.0").wait_for(timeout=20_000)
         if folder := os.environ.get("NBHELPERS_SCREENSHOTS"):
             page.screenshot(path=str(Path(folder) / "panel.png"))
         browser.close()

@@ -12,7 +12,7 @@ from typing import Any
 from nbhelpers.core import flags, runtime, settings
 from nbhelpers.core.errors import UserError
 
-STAGES = ("perceptual-unet", "rainfall-cvae", "super-resolution", "neural-operator")
+STAGES = ("perceptual-unet", "rainfall-cvae", "super-resolution", "neural-operator", "sar-grounding")
 STAGE_HELP = "the stage: " + ", ".join(STAGES)
 
 

@@ -51,6 +51,8 @@ def add(commands: Any) -> None:
     scenes.add_argument("--place", metavar="NAME", help="where all these scenes lie (default: by their georeference)")
     rain = preparing.add_parser("rainfall-cvae", aliases=["rainfall"], help="day files from daily NetCDF")
     _add_rain_flags(rain)
+    tiles = preparing.add_parser("tiles", aliases=["sar-grounding"], help="tiles of pairs of S1 and S2 images")
+    _add_tile_flags(tiles)
     packing = actions.add_parser("pack", help="write a stage's many small files as a few that are fast to read")
     packing.add_argument("stage", choices=STAGES, metavar="STAGE", help=STAGE_HELP)
     packing.add_argument("--data-dir", type=Path, required=True, metavar="FROM", help="folder with the data")
@@ -60,7 +62,7 @@ def add(commands: Any) -> None:
         )
         one.add_argument("--offset", type=int, metavar="DN", help="to add (default: as the files or their names say)")
         one.set_defaults(run=run)
-    for one in (scenes, rain, packing):
+    for one in (scenes, rain, tiles, packing):
         one.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to write")
 
 
@@ -85,6 +87,17 @@ def _add_rain_flags(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_prepare_rain)
 
 
+def _add_tile_flags(parser: argparse.ArgumentParser) -> None:
+    what = "BigEarthNet (v2 with metadata.parquet beside it), or GeoTIFFs whose names are equal in both folders"
+    parser.add_argument("--s1", type=Path, required=True, metavar="DIR", help=f"S1 images, VV and VH in dB: {what}")
+    parser.add_argument("--s2", type=Path, required=True, metavar="DIR", help="S2 images")
+    parser.add_argument("--size", type=int, metavar="PIXELS", help="side of a tile (default: whole images)")
+    parser.add_argument("--s2-units", choices=("dn", "reflectance"), help="of the S2 images (default: dn)")
+    parser.add_argument("--offset", type=int, metavar="DN", help="to add (default: as the files or their names say)")
+    parser.add_argument("--block-km", type=float, metavar="KM", help="side of the squares that go whole to a split")
+    parser.set_defaults(run=_prepare_tiles)
+
+
 def _list(arguments: argparse.Namespace) -> int:
     found = [manifest.load_manifest(name) for name in manifest.list_manifests()]
     if arguments.json:
@@ -92,7 +105,8 @@ def _list(arguments: argparse.Namespace) -> int:
         return 0
     for one in found:
         sizes = [file.bytes for file in one.files]
-        size = human_bytes(sum(s or 0 for s in sizes)) + (" or more" if None in sizes else "")
+        known = [size for size in sizes if size is not None]
+        size = human_bytes(sum(known)) + (" or more" if len(known) < len(sizes) else "") if known else "size not known"
         print(f"{one.name:22} {one.title}: {len(one.files)} files, {size}")
     for stage in STAGES:
         print(f"{stage:22} simulated: `nbhelpers data simulate {stage}`")
@@ -154,6 +168,14 @@ def _prepare_rain(arguments: argparse.Namespace) -> int:
         raise UserError("--channels chooses among the files of --predictors DIR: give that folder too.")
     else:
         print(prepare.prepare_rain(arguments.to, arguments.rain, **{"factor": DEFAULT_FACTOR, **options}))
+    return 0
+
+
+def _prepare_tiles(arguments: argparse.Namespace) -> int:
+    from nbhelpers.stages.sar_grounding.prepare import prepare_tiles  # no model is needed, nor what it imports
+
+    options = _given(arguments, "size", "s2_units", "offset", "block_km")
+    print(prepare_tiles(arguments.to, s1=arguments.s1, s2=arguments.s2, **options))
     return 0
 
 

@@ -39,11 +39,15 @@ def add(commands: Any, argv: Sequence[str]) -> None:
             help="which weights: best, last, average, PHASE_best, … (default: the average where there is one, else the "
             "best)",
         )
+        scored = command == "evaluate"
         other.add_argument(
             "--split",
-            choices=("train", "val", "test"),
-            default="test" if command == "evaluate" else None,
-            help="which part of the data (default: test; for rain that is to augment a training set: train)",
+            choices=("train", "val", "test") if scored else ("train", "val", "test", "all"),
+            default="test" if scored else None,
+            help="which part of the data (default: test)"
+            if scored
+            else "which part of the data (default: test; for rain that is to augment a training set: train; all: for "
+            "images only, as the next step needs them)",
         )
         other.set_defaults(run=run)
         if command == "evaluate":
@@ -54,6 +58,9 @@ def add(commands: Any, argv: Sequence[str]) -> None:
             )
             other.add_argument(
                 "--scene", type=Path, nargs="+", metavar="PATH", help="GeoTIFFs to apply the model to, not --split"
+            )
+            other.add_argument(
+                "--input-dir", type=Path, metavar="DIR", help="new tiles to apply the model to, not --split"
             )
             other.add_argument(
                 "--offset", type=int, metavar="DN", help="to add to scenes (default: as the files or their names say)"
@@ -84,7 +91,18 @@ def _own_options(stage: str) -> Any:
     return getattr(stage_commands(stage), "ForecastOptions", None)
 
 
+def _asked_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The stage's own options, made before any data are read, so that a flag that makes no sense is said at once."""
+    if (own := _own_options(arguments.stage)) is None:
+        return {}
+    names = [field.name for field in dataclasses.fields(own)]
+    given = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
+    return {"options": own(**{name: tuple(one) if isinstance(one, list) else one for name, one in given.items()})}
+
+
 def _predict(arguments: argparse.Namespace) -> int:
+    if arguments.input_dir:
+        return _predict_folder(arguments)
     if arguments.scene:
         return _predict_scenes(arguments)
     if arguments.offset is not None:
@@ -92,22 +110,33 @@ def _predict(arguments: argparse.Namespace) -> int:
     from nbhelpers.training import checkpoint
     from nbhelpers.training.opening import check_same_data
 
-    stage, own = stage_commands(arguments.stage), _own_options(arguments.stage)
+    stage, more = stage_commands(arguments.stage), _asked_options(arguments)
     split = arguments.split or getattr(stage, "PREDICTED_SPLIT", "test")
-    more: dict[str, Any] = {}
-    if own is not None:  # made before the data are read, so that a flag that makes no sense is said at once
-        names = [field.name for field in dataclasses.fields(own)]
-        given = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
-        more["options"] = own(**{name: tuple(one) if isinstance(one, list) else one for name, one in given.items()})
     task, run = open_existing(arguments)
     check_same_data(task, run)
     _, found = checkpoint.asked_for(run, arguments.checkpoint)
     checkpoint.load_weights(found, task.modules)
-    if own is not None:
+    if more:
         more |= {"step": found.step, "run": run.name}
     path = arguments.to or run.folder / stage.FORECASTS
     n = stage.write_forecasts(task, path, split=split, checkpoint=found.sha256, **more)
-    print(f"{n} forecasts of the {split} split: {path}")
+    which = "all splits" if split == "all" else f"the {split} split"
+    print(f"{n} forecasts of {which}: {path}")
+    return 0
+
+
+def _predict_folder(arguments: argparse.Namespace) -> int:
+    predict = getattr(stage_commands(arguments.stage), "predict_folder", None)
+    if predict is None:
+        raise UserError(f"{arguments.stage} has no folders of tiles to predict: leave --input-dir out.")
+    given = {"--split": arguments.split, "--scene": arguments.scene, "--offset": arguments.offset}
+    if beside := [flag for flag, value in given.items() if value is not None]:
+        raise UserError(
+            f"{beside[0]} and --input-dir are given: new tiles are of no split and say their units; give one."
+        )
+    more = {"which": arguments.checkpoint, **_asked_options(arguments)}
+    files = predict(existing_run(arguments), arguments.input_dir, arguments.to, **more)
+    print(f"{len(files)} images: {files[0].parent}")
     return 0
 
 
@@ -115,6 +144,10 @@ def _predict_scenes(arguments: argparse.Namespace) -> int:
     predict = getattr(stage_commands(arguments.stage), "predict_scenes", None)
     if predict is None:
         raise UserError(f"{arguments.stage} has no scenes to predict: leave --scene out.")
+    own = _own_options(arguments.stage)
+    for field in dataclasses.fields(own) if own is not None else ():
+        if hasattr(arguments, field.name):
+            raise UserError(f"--{field.name} is for the images of a split: leave it out with --scene.")
     run, asked = existing_run(arguments), {"which": arguments.checkpoint, "offset": arguments.offset}
     for path, said in predict(run, arguments.scene, arguments.to, **asked):
         print(f"{path}: {said}")

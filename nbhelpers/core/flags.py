@@ -29,6 +29,11 @@ def add_flags(parser: argparse._ActionsContainer, settings: type) -> None:
         elif typing.get_origin(hint) is typing.Literal:
             choices = typing.get_args(hint)
             parser.add_argument(flag, type=type(choices[0]), choices=choices, **common)
+        elif typing.get_origin(options[0]) is typing.Literal:  # or none
+            choices = typing.get_args(options[0])
+            metavar = f"{{{','.join(map(str, choices))},none}}"
+            parse = _parser(type(choices[0]), optional=True)
+            parser.add_argument(flag, type=parse, choices=(*choices, None), metavar=metavar, **common)
         elif typing.get_origin(hint) is tuple:
             kinds = typing.get_args(hint)
             count = "*" if kinds[-1] is Ellipsis else len(kinds)

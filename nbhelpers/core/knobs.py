@@ -19,6 +19,8 @@ class Knob:
     high: float
     start: float  # where it stands when the settings leave the field empty
     log: bool = False  # logarithmic between low and high (both are values, not exponents)
+    off: bool = False  # the lowest position means 0; for logarithmic ones, which have no 0
+    whole: bool = False  # whole numbers only
     marked: tuple[float, float] | None = None  # a range to draw
     mark: str = ""  # what that range is
 
@@ -27,6 +29,15 @@ class Knob:
         if self.log:
             return self.low * (self.high / self.low) ** fraction
         return self.low + (self.high - self.low) * fraction
+
+    def read(self, position: float) -> float:
+        """What a slider at ``position`` sets: the number that is shown there."""
+        if self.off and position <= self.low * (1 + 1e-9):
+            return 0.0
+        if self.whole:
+            return round(position)
+        # Two digits are finer than a hand's step; with more, a weight such as 0.05 would lie between two positions.
+        return float(f"{position:.2g}" if self.log else f"{position:.4g}")
 
     def fraction(self, value: float) -> float:
         """The way from low to high at which ``value`` stands, within 0–1."""

@@ -47,12 +47,14 @@ def save(
     state: Mapping[str, Any],
     best: bool,
     ranked: Mapping[int, float] | None = None,
+    epoch: int | None = None,
 ) -> Checkpoint:
     """Write a checkpoint and point ``last.json`` (and ``best.json``) at it; older ones are pruned afterwards.
 
     Args:
         ranked: the steps whose checkpoints stay beside the best one, with their scores; they are listed in
             ``best.json``, best first. None: no others do.
+        epoch: the epoch that it is the checkpoint of, if it shall stay; these are listed in ``last.json``.
 
     Raises:
         UserError: the disk is full or the folder is gone; the checkpoints already there stay as they are.
@@ -73,8 +75,8 @@ def save(
         pointer = pointer_to(checkpoint)
         # In this order: a run killed in between does the epoch again and finds the best one again.
         if best or (ranked and step in ranked):
-            write_json(run.checkpoints / "best.json", _best_pointer(run, pointer, best, ranked))
-        write_json(run.checkpoints / "last.json", pointer)
+            write_json(run.checkpoints / "best.json", pointers.best(run, pointer, is_best=best, ranked=ranked))
+        write_json(run.checkpoints / "last.json", pointers.last(run, pointer, epoch=epoch))
     except (OSError, SafetensorError, RuntimeError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(
@@ -103,19 +105,6 @@ def pointer_to(checkpoint: Checkpoint) -> dict[str, Any]:
     """What a pointer says of a checkpoint of the run."""
     path = f"{checkpoint.folder.parent.name}/{checkpoint.folder.name}"
     return {"step": checkpoint.step, "path": path, "sha256": checkpoint.sha256}
-
-
-def _best_pointer(
-    run: Run, newest: Mapping[str, Any], is_best: bool, ranked: Mapping[int, float] | None
-) -> dict[str, Any]:
-    """What ``best.json`` says after a checkpoint that is the best one, or one of the ranked."""
-    there = pointers.read(run, "best") or {}
-    if ranked is None:
-        return dict(newest)
-    known = {one["step"]: one for one in (*there.get("ranked", ()), newest)}
-    listed = [{**known[step], "value": value} for step, value in ranked.items() if step in known]
-    best = newest if is_best else there
-    return {**{key: best[key] for key in ("step", "path", "sha256")}, "ranked": listed}
 
 
 def asked_for(run: Run, which: str, *, unfinished: bool = False) -> tuple[str, Checkpoint]:
@@ -314,7 +303,7 @@ def _flush(path: Path) -> None:
 
 def point_at(run: Run, checkpoint: Checkpoint) -> None:
     """Make ``checkpoint``, one of the run's own, its last: the run goes back to it."""
-    pointers.write(run, "last", pointer_to(checkpoint))
+    pointers.write(run, "last", pointers.last(run, pointer_to(checkpoint)))
 
 
 def _free_folder(run: Run, step: int) -> Path:

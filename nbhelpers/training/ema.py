@@ -54,5 +54,10 @@ def load(modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) -> Non
 
 
 def parameters(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """What can be averaged, named ``module.parameter``: everything but buffers."""
-    return {f"{name}.{key}": tensor for name, module in modules.items() for key, tensor in module.named_parameters()}
+    """What can be averaged, named ``module.parameter``: everything but buffers, and what is frozen."""
+    return {
+        f"{name}.{key}": tensor
+        for name, module in modules.items()
+        for key, tensor in module.named_parameters()
+        if tensor.requires_grad
+    }

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nbhelpers.training import history
 from nbhelpers.training.guards.guard import Epoch
 from nbhelpers.training.metrics import values
+from nbhelpers.training.qualified import epoch_of, none_qualified
 from nbhelpers.training.session import Session
 from nbhelpers.training.state import EpochSums
 from nbhelpers.training.task import Evaluation
@@ -63,28 +64,45 @@ def finish_epoch(session: Session, row: dict[str, Any], scored: Evaluation, *, s
         Epoch(task, session.modules, phase, row["epoch"], progress.step, steps, rows, scored, session.epochs)
     )
     session.save(best=is_best or (is_armed and progress.best is None))
+    if session.phase_is_over:
+        _tell_end(session, rows)
+
+
+def last_seen(session: Session) -> dict[str, float]:
+    """What the last epoch scored in the monitor's ``beside``, for the progress bar; nothing before the first."""
+    row = (history.read_rows(session.run.history_file) or [{}])[-1]
+    names = [f"val_{metric}" for metric in session.monitor.beside]
+    return {name: row[name] for name in names if row.get(name) is not None}
+
+
+def _tell_end(session: Session, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Why a phase ends before its last epoch, what its best epoch is, and whether there is one."""
+    monitor, progress, phase = session.monitor, session.progress, session.phase
+    best = None
+    if progress.best is not None:
+        best = f"best val_{monitor.metric} {progress.best:.4g} at epoch {epoch_of(rows, progress.best_step)}"
     if session.patience_ran_out():
         stale = f"val_{monitor.metric} has not improved for {monitor.patience} epochs"
+        told = stale if best is None else f"{best}; {stale}"
         if session.is_over:
-            print(
-                f"Stopped early: {stale}. The best checkpoint is the one from before; a larger patience goes on from "
-                "here."
-            )
+            print(f"Early stopping: {told}. A larger patience goes on from here.")
         else:
-            print(f"Phase {phase.name!r} ends early: {stale}.")
+            print(f"Phase {phase.name!r} ends early: {told}.")
+    if said := none_qualified(rows, phase.name, monitor, progress.best_step, several=len(session.phases) > 1):
+        print(said)
 
 
 def _tell(session: Session, row: Mapping[str, Any], is_best: bool) -> None:
     """One plain line an epoch: what a log file keeps when the progress bars are gone."""
     totals = {key.replace("train_total", "loss"): row[key] for key in row if key.startswith("train_total")}
     shown = totals or {"loss": float("nan")}
+    monitor = session.monitor
     shown |= {name: row[name] for name in ("val_mse",) if name in row}
-    monitored = f"val_{session.monitor.metric}"
-    shown[monitored] = row[monitored]
-    numbers = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
+    shown |= {name: row[name] for name in (f"val_{metric}" for metric in (monitor.metric, *monitor.beside))}
+    rates = dict.fromkeys(f"{row[f'lr_{name}']:.3g}" for name in session.phase.optimizers)  # one if all are the same
+    numbers = "  ".join([*(f"{name} {value:.4g}" for name, value in shown.items()), f"lr {'/'.join(rates)}"])
     several = f" ({session.phase.name})" if len(session.phases) > 1 else ""
-    print(
-        f"epoch {row['epoch']}/{session.epochs}{several}  {numbers}  {row['seconds']:.0f} s"
-        f"{'  best so far' if is_best else ''}",
-        flush=True,
-    )
+    news = "  best so far" if is_best else ""
+    if session.progress.stale and monitor.patience is not None:
+        news = f"  no improvement ({session.progress.stale}/{monitor.patience})"
+    print(f"epoch {row['epoch']}/{session.epochs}{several}  {numbers}  {row['seconds']:.0f} s{news}", flush=True)

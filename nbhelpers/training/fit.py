@@ -21,7 +21,7 @@ from nbhelpers.core.errors import UserError
 from nbhelpers.core.runtime import is_notebook, pick_device, pick_precision, seed_everything
 from nbhelpers.training import border, history
 from nbhelpers.training.ema import Ema
-from nbhelpers.training.epoch_end import finish_epoch, score
+from nbhelpers.training.epoch_end import finish_epoch, last_seen, score
 from nbhelpers.training.guards.guard import GuardStop, Step
 from nbhelpers.training.guards.memory import measure, out_of_memory
 from nbhelpers.training.guards.rehearsal import rehearse
@@ -67,7 +67,8 @@ def fit(
     Args:
         start: a checkpoint folder to go on from instead of the run's last one.
         tracker: "tensorboard" or "wandb" to log the history there as well.
-        on_epoch: called with the whole history after each epoch, for live figures.
+        on_epoch: called with the whole history after each epoch, the modules holding the weights that were scored; for
+            live figures.
         save_minutes: at least so often a checkpoint is written, within an epoch too.
 
     Raises:
@@ -196,6 +197,7 @@ def _train_epoch(session: Session, phase: Phase, epoch: int) -> None:
     title = f"epoch {epoch + 1}/{session.epochs}"
     first = progress.step - math.ceil(progress.batch / task.config.accumulate)
     begun = epoch - progress.began_epoch
+    seen = {} if quiet else last_seen(session)
     with tqdm(total=n_batches, initial=progress.batch, desc=title, leave=False, disable=quiet, unit="batch") as bar:
         for window in _windows(loader, task.config.accumulate):
             with session.stop.held():
@@ -207,7 +209,9 @@ def _train_epoch(session: Session, phase: Phase, epoch: int) -> None:
                 session.save()
             bar.update(len(window))
             if not quiet:
-                bar.set_postfix({name: f"{v:.4g}" for name, v in progress.sums.means().items()}, refresh=False)
+                means = progress.sums.means()
+                shown = {name: v for name, v in means.items() if name.startswith("total")} | seen | means
+                bar.set_postfix({name: f"{v:.4g}" for name, v in shown.items()}, refresh=False)
     row, scored = score(session, epoch)
     row["seconds"] = round(before + time.monotonic() - began, 2)
     row |= measure()
@@ -215,7 +219,8 @@ def _train_epoch(session: Session, phase: Phase, epoch: int) -> None:
         finish_epoch(session, row, scored, steps=progress.step - first)
     accelerator.log({key: value for key, value in row.items() if isinstance(value, (int, float))}, step=progress.step)
     if session.on_epoch is not None:
-        session.on_epoch(history.read_rows(session.run.history_file))
+        with session.averaged():  # a picture of what is scored
+            session.on_epoch(history.read_rows(session.run.history_file))
 
 
 def _windows(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:

@@ -28,7 +28,7 @@ class CopyError(UserError):
 
 
 def push(run: Run, second: Path) -> None:
-    """Make ``second/<run name>`` a copy of what the run needs to go on: its last and best checkpoint and its records.
+    """Make ``second/<run name>`` a copy of what the run needs to go on: its records and the checkpoints it names.
 
     What is there already is not written again. ``second`` itself is never created: where a Drive was unmounted, the
     folder would be made on the disk that is lost.
@@ -95,7 +95,8 @@ def take(found: Checkpoint, run: Run) -> Checkpoint:
 
 def _copy(source: Run, target: Run) -> None:
     """Everything from ``source`` to ``target``, in the order that keeps ``target`` readable."""
-    listed, there = _pointers(source), _pointers(target)
+    listed = {which: _without_gone(source, pointer) for which, pointer in _pointers(source).items()}
+    there = _pointers(target)
     target.checkpoints.mkdir(exist_ok=True)
     known = {one["sha256"]: one["path"] for pointer in there.values() for one in pointers.entries(pointer)}
     placed: dict[str, str] = {}  # where the target keeps a checkpoint, by its sha256
@@ -117,13 +118,21 @@ def _copy(source: Run, target: Run) -> None:
         _copy_file(figure, target.figures / figure.name)
     for which, pointer in listed.items():
         pointer = {**pointer, "path": placed[pointer["sha256"]]}
-        if "ranked" in pointer:
-            pointer["ranked"] = [{**one, "path": placed[one["sha256"]]} for one in pointer["ranked"]]
+        for key in pointers.LISTS:
+            if key in pointer:
+                pointer[key] = [{**one, "path": placed[one["sha256"]]} for one in pointer[key]]
         if there.get(which) != pointer:
             write_json(target.checkpoints / f"{which}.json", pointer)
     for which in there.keys() - listed.keys():  # a phase that had ended and goes on
         pointers.forget(target, which)
     _copy_file(source.config_file, target.config_file)
+
+
+def _without_gone(run: Run, pointer: pointers.Pointer) -> pointers.Pointer:
+    """The pointer without epochs whose checkpoints somebody has deleted, to make room: nothing goes on from them."""
+    kept = [one for one in pointer.get("epochs", ()) if (run.folder / one["path"]).is_dir()]
+    rest = {key: value for key, value in pointer.items() if key != "epochs"}
+    return {**rest, "epochs": kept} if kept else rest
 
 
 def _copy_checkpoint(folder: Path, target: Run) -> str:

@@ -14,7 +14,10 @@ from nbhelpers.training.run import Run, read_json, write_json, writing
 FOLDER = re.compile(r"(?:step|average)_\d+(?:-\d+)?")
 NAME = re.compile(r"last|best|average|[a-z]\w*_(?:best|last)")
 
-Pointer = dict[str, Any]  # step, path, sha256; `ranked` (of a best one) and `parents` (of an average) are lists of such
+# step, path, sha256; `ranked` (of the best one), `epochs` (of the last one) and `parents` (of an average) are lists of
+# such. The checkpoints in the first two lists stay as long as they are listed.
+Pointer = dict[str, Any]
+LISTS = ("ranked", "epochs")
 
 
 def read(run: Run, which: str) -> Pointer | None:
@@ -41,8 +44,8 @@ def names(run: Run) -> list[str]:
 
 
 def entries(pointer: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """What a pointer names: its own checkpoint, and the ranked ones beside it."""
-    return [pointer, *pointer.get("ranked", ())]
+    """What a pointer names: its own checkpoint, and those that stay beside it."""
+    return [pointer, *(one for key in LISTS for one in pointer.get(key, ()))]
 
 
 def named_folders(run: Run) -> set[str]:
@@ -81,6 +84,32 @@ def write(run: Run, which: str, pointer: Mapping[str, Any]) -> bool:
     with writing(run.checkpoints):
         write_json(run.checkpoints / f"{which}.json", pointer)
     return True
+
+
+def best(run: Run, newest: Mapping[str, Any], *, is_best: bool, ranked: Mapping[int, float] | None) -> Pointer:
+    """What ``best.json`` says after a checkpoint that is the best one, or one of the ranked."""
+    there = read(run, "best") or {}
+    if ranked is None:
+        return dict(newest)
+    known = {one["step"]: one for one in (*there.get("ranked", ()), newest)}
+    listed = [{**known[step], "value": value} for step, value in ranked.items() if step in known]
+    chosen = newest if is_best else there
+    return {**{key: chosen[key] for key in ("step", "path", "sha256")}, "ranked": listed}
+
+
+def last(run: Run, newest: Mapping[str, Any], *, epoch: int | None = None) -> Pointer:
+    """What ``last.json`` says of the run's newest checkpoint, or of the one that it goes back to.
+
+    The checkpoints of later epochs are no longer listed: the run has not come there yet, or does it again.
+
+    Args:
+        epoch: the epoch that it is the checkpoint of, if it shall stay.
+    """
+    there = (read(run, "last") or {}).get("epochs", ())
+    listed = [one for one in there if one["step"] < newest["step"] or one["path"] == newest["path"]]
+    if epoch is not None:
+        listed.append({"epoch": epoch, **newest})
+    return {**newest, "epochs": listed} if listed else dict(newest)
 
 
 def forget(run: Run, which: str) -> None:

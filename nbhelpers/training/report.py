@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from nbhelpers.core.errors import UserError
 from nbhelpers.core.runtime import environment, pick_device
-from nbhelpers.training import checkpoint, history, mirror
+from nbhelpers.training import checkpoint, history, mirror, pointers
 from nbhelpers.training.checkpoint import Checkpoint
 from nbhelpers.training.guards.guard import Finding
 from nbhelpers.training.guards.watch import read_guards
@@ -19,6 +19,7 @@ from nbhelpers.training.ledger_figure import ledger_figure
 from nbhelpers.training.ledger_summary import ledger_by_phase, ledger_rows, ledger_summary, settled_step
 from nbhelpers.training.metrics import Metric, paired_difference, summarise
 from nbhelpers.training.opening import check_same_data
+from nbhelpers.training.qualified import none_qualified
 from nbhelpers.training.run import Run, read_json, replacing, write_json, writing
 from nbhelpers.training.tables import ARROWS, MARKS, md_table, save_figures
 from nbhelpers.training.task import Gate, Monitor, Task, monitor_of
@@ -66,7 +67,7 @@ def make_report(
         "stage": task.stage,
         "run": run.name,
         "profile": task.config.profile,
-        "remarks": [*_unfinished(task, run), *task.remarks()],
+        "remarks": [*_unqualified(task, run), *_unfinished(task, run), *task.remarks()],
         "checkpoint": {"name": which, **_named(found), **checkpoint.parents(found)},
         "earlier_phases": {name: _named(one) for name, one in earlier.items()},  # rows among the baselines
         "data": data,
@@ -139,6 +140,17 @@ def _unfinished(task: Task, run: Run) -> list[str]:
         else:
             remarks.append(f"Not finished: {done} are trained." + _warming_up(monitor, epochs, number))
     return remarks
+
+
+def _unqualified(task: Task, run: Run) -> list[str]:
+    """What a reader must know of a best checkpoint that the monitor has not chosen."""
+    rows, said = history.read_rows(run.history_file), []
+    reached = [phase for phase in task.phases if any(row["phase"] == phase.name for row in rows)]
+    for phase in reached:
+        best = pointers.read(run, "best" if phase is reached[-1] else f"{phase.name}_best") or {}
+        monitor, several = monitor_of(task, phase), len(task.phases) > 1
+        said.append(none_qualified(rows, phase.name, monitor, best.get("step"), several=several))
+    return [sentence for sentence in said if sentence]
 
 
 def _warming_up(monitor: Monitor, epochs: int, number: int) -> str:

@@ -36,11 +36,12 @@ class Saver:
         *,
         best: bool,
         ranked: Mapping[int, float] | None,
+        epoch: int | None,
     ) -> None:
         """Ledger rows first: a resume cuts them back to the checkpoint it finds."""
         history.append_rows(self._run.ledger_file, self.ledger_rows)
         self.ledger_rows = []
-        checkpoint.save(self._run, step=step, modules=modules, state=state, best=best, ranked=ranked)
+        checkpoint.save(self._run, step=step, modules=modules, state=state, best=best, ranked=ranked, epoch=epoch)
         self._last = time.monotonic()
 
     def copy_problem(self, step: int) -> Finding | None:

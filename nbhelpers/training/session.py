@@ -81,6 +81,12 @@ class Session:
         return armed_after > 0 and self.progress.epoch - self.progress.began_epoch <= armed_after
 
     @property
+    def ended_epoch(self) -> int | None:
+        """The epoch of the running phase that has just ended; None within one and before the first."""
+        progress = self.progress
+        return progress.epoch if progress.batch == 0 and progress.epoch > progress.began_epoch else None
+
+    @property
     def average_is_due(self) -> bool:
         """Whether the run has ended with ranked checkpoints that are not averaged yet."""
         return self.is_over and bool(self.progress.ranked) and "average" not in pointers.names(self.run)
@@ -104,7 +110,8 @@ class Session:
                 self.progress.keep(checkpoint.digest_of(checkpoint.tensors_of(self.modules)), best=best)
                 state["progress"] = dataclasses.asdict(self.progress)
                 ranked = self.progress.ranked if self.phase.keep > 1 else None
-                self.saver.save(self.progress.step, self.modules, state, best=best, ranked=ranked)
+                epoch = None if self.phase.prune else self.ended_epoch
+                self.saver.save(self.progress.step, self.modules, state, best=best, ranked=ranked, epoch=epoch)
             self.copy()
 
     def copy(self) -> None:
@@ -242,6 +249,8 @@ def _take_over(donor: Run, session: Session) -> None:
     for which in pointers.names(run):
         if which not in ("best", "last"):
             pointers.forget(run, which)
+    if (last := pointers.read(run, "last")) is not None:  # the epochs listed there were of what this run was before
+        pointers.write(run, "last", {key: value for key, value in last.items() if key != "epochs"})
     for phase in session.phases[: progress.phase]:
         for which in (f"{phase.name}_best", f"{phase.name}_last"):
             found = checkpoint.find(donor, which)

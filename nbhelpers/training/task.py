@@ -77,12 +77,14 @@ class Monitor:
     patience: int | None = None  # end the phase after this many epochs without a better one; None trains to its end
     # Epochs of the phase in which a loss is still being ramped up: patience is not counted and no checkpoint is best.
     armed_after: int = 0
+    delta: float = 0.0  # by how much a value has to be better
+    beside: tuple[str, ...] = ()  # further validation metrics in the line that is printed after every epoch
 
     def better(self, value: float, best: float | None) -> bool:
         """Whether ``value`` improves on ``best``; NaN never does."""
         if value != value:
             return False
-        return best is None or (value < best if self.mode == "min" else value > best)
+        return best is None or (best - value if self.mode == "min" else value - best) > self.delta
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,9 @@ class Phase:
     schedulers: Mapping[str, torch.optim.lr_scheduler.LRScheduler] = field(default_factory=dict)  # step once a step
     monitor: Monitor | None = None  # None: the task's
     keep: int = 1  # best checkpoints that stay; above 1, in a run's last phase, they are averaged when the run ends
+    # By module: the share of its parameters that is meant to be trained, where most of it is frozen (adapters).
+    trainable: Mapping[str, float] = field(default_factory=dict)
+    prune: bool = True  # False: the checkpoints after its epochs all stay (and are not averaged for that)
 
 
 @dataclass(frozen=True)

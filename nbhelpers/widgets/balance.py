@@ -87,9 +87,9 @@ class LossBalance:
             f"<div style='margin:2px 0 6px 0'><b>{html.escape(knob.label)} = {value:.4g}</b> &nbsp; ",
             f"{_judgement(rows, self._judged)}</div>",
             self._strip(knob),
-            _bars("share of the loss value", rows, "value_share"),
-            _bars("share of the gradient", rows, "grad_share"),
-            _table(rows),
+            bars("share of the loss value", rows, "value_share"),
+            bars("share of the gradient", rows, "grad_share"),
+            table(rows),
             "" if self._note is None else f"<div style='margin-top:6px'>{html.escape(self._note(self.config))}</div>",
             "</div>",
         ]
@@ -180,7 +180,8 @@ def _judgement(rows: Sequence[Contribution], term: str) -> str:
     return f"<span style='color:#196f3d'>{html.escape(term)} is at work: {share:.1%} of the gradient</span>"
 
 
-def _bars(title: str, rows: Sequence[Contribution], key: str) -> str:
+def bars(title: str, rows: Sequence[Contribution], key: str) -> str:
+    """Shares of the terms as pieces of one bar."""
     pieces = "".join(
         f"<span style='width:{100 * getattr(row, key):.2f}%;background:{colour}'></span>"
         for row, colour in zip(rows, TERM_COLOURS, strict=False)
@@ -191,7 +192,8 @@ def _bars(title: str, rows: Sequence[Contribution], key: str) -> str:
     )
 
 
-def _table(rows: Sequence[Contribution]) -> str:
+def table(rows: Sequence[Contribution]) -> str:
+    """What each term contributes, a row each."""
     head = "".join(
         f"<th style='padding:0 10px;text-align:right'>{name}</th>"
         for name in ("term", "raw", "weight", "value", "gradient", "cosine")

@@ -45,12 +45,23 @@ class DeadGradients(Guard):
         }
         self.rates.update({key: rates for key, rates in optimizers.items() if key not in self.judged})
         if not self.fingerprints and not self.judged:  # else the run is taken up again
-            self.fingerprints = {name: fingerprint(tensor) for name, tensor in tensors.items()}
-            self.frozen = [name for name, tensor in tensors.items() if not tensor.requires_grad]
+            frozen = _frozen(rehearsal.modules, tensors)
+            self.fingerprints = {name: fingerprint(tensor) for name, tensor in (tensors | frozen).items()}
+            self.frozen = list(frozen)
         elif rehearsal.begins:  # what was judged in the phase before is judged again
             for optimizer in rehearsal.phase.optimizers:
                 for name in optimizers[f"{rehearsal.phase.name}/{optimizer}"]:
                     self.fingerprints.setdefault(name, fingerprint(tensors[name]))
+        for update, _ in rehearsal.updates:
+            places = [update.prediction if term.at is None else term.at for term in update.terms]
+            if not any(place.requires_grad for place in places):
+                yield self.stop(
+                    rehearsal.step,
+                    "what the loss is taken of has no gradient, so it trains nothing",
+                    evidence=f"optimizer {update.optimizer}: 0 of {len(places)} loss terms reach a tensor of the model",
+                    cure="Train on an output that is computed with gradients: not a sampled, rounded or detached one, "
+                    "none from within no_grad, and of a model that is not frozen as a whole.",
+                )
         trainable = [name for name, tensor in tensors.items() if tensor.requires_grad]
         owned = {name for rates in optimizers.values() for name in rates}
         if orphans := [name for name in trainable if name not in owned]:
@@ -83,7 +94,7 @@ class DeadGradients(Guard):
         informative = self.informative.get(key, 0)
         if informative == INFORMATIVE_STEPS:
             yield from self._judge(key, step.step, {name: tensors[name] for name in rates})
-            yield from self._thawed(step.step, tensors)
+            yield from self._thawed(step.step, step.modules)
         elif (taken := self.steps[key]) >= PATIENCE:
             self._close(key)
             yield self.stop(
@@ -94,7 +105,7 @@ class DeadGradients(Guard):
             )
 
     def on_epoch(self, epoch: Epoch) -> Iterator[Finding]:
-        yield from self._thawed(epoch.step, _tensors(epoch.modules))
+        yield from self._thawed(epoch.step, epoch.modules)
 
     def _look(self, key: str, tensors: Mapping[str, Tensor], rates: Mapping[str, float]) -> None:
         """Take note of the tensors that have a gradient, and of those that this step must have changed."""
@@ -139,14 +150,16 @@ class DeadGradients(Guard):
         for memory in (self.steps, self.informative, self.alive, self.due, self.rates):
             memory.pop(key, None)
 
-    def _thawed(self, step: int, tensors: Mapping[str, Tensor]) -> Iterator[Finding]:
-        still = [name for name in self.frozen if name in tensors and not tensors[name].requires_grad]
-        if moved := [name for name in still if fingerprint(tensors[name]) != self.fingerprints[name]]:
+    def _thawed(self, step: int, modules: Mapping[str, nn.Module]) -> Iterator[Finding]:
+        frozen = _frozen(modules, _tensors(modules))
+        still = [name for name in self.frozen if name in frozen]
+        if moved := [name for name in still if fingerprint(frozen[name]) != self.fingerprints[name]]:
             yield self.stop(
                 step,
                 "frozen tensors have changed",
                 evidence=_named(moved, len(still)),
-                cure="Leave them out of the optimizer, and let nothing else write to them.",
+                cure="Leave them out of the optimizer, keep frozen batch normalisation in eval mode, and let nothing "
+                "else write to them.",
             )
 
 
@@ -178,6 +191,18 @@ def _tensors(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
         named.update({f"{key}.{name}": tensor for name, tensor in module.named_parameters() if tensor.numel()})
     names = {id(tensor): name for name, tensor in reversed(named.items())}  # modules may share some
     return {name: tensor for name, tensor in named.items() if names[id(tensor)] == name}
+
+
+def _frozen(modules: Mapping[str, nn.Module], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The parameters that are not trained, and the buffers of layers that have such ones only."""
+    frozen = {name: tensor for name, tensor in tensors.items() if not tensor.requires_grad}
+    for key, module in modules.items():
+        for path, layer in module.named_modules():
+            own = list(layer.parameters(recurse=False))
+            if own and not any(parameter.requires_grad for parameter in own):
+                prefix = f"{key}.{path}." if path else f"{key}."
+                frozen |= {f"{prefix}{name}": t for name, t in layer.named_buffers(recurse=False) if t.numel()}
+    return frozen
 
 
 def _rates(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> dict[str, float]:

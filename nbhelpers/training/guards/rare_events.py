@@ -21,17 +21,19 @@ Seen = tuple[float, float, float, int, int]
 
 @dataclass
 class RareEvents(Guard):
-    """Judges each rare-event term once a phase, over the ledger's probes 5-15 after all weights have risen.
+    """Judges each rare-event term once a phase: how it acts as soon as its own weight stands, its say when all do.
 
     Diluted: averaged over all samples instead of those that have events, a term of weight 2 acts with 0.2 where a tenth
-    of the samples has any. What it acts with is the L1 norm of its weighted gradient, in batches that have events. A
-    target share makes up for a dilution, so only plain weights are judged for it.
+    of the samples has any. What it acts with is the L1 norm of its weighted gradient, in batches that have events; no
+    other term's weight changes it, so it is judged after the first few probes, in the middle of a warm-up too. A target
+    share makes up for a dilution, so only plain weights are judged for it. Its share of the gradient is judged over the
+    ledger's probes 5-15 after all weights have risen.
     """
 
     name = "rare_events"
 
-    seen: dict[str, list[Seen]] = field(default_factory=dict)  # by phase and term
-    judged: list[str] = field(default_factory=list)  # phases and terms that are done
+    seen: dict[str, list[Seen]] = field(default_factory=dict)  # by phase, term and rule
+    judged: list[str] = field(default_factory=list)  # of these, what is done
     ends: dict[str, int] = field(default_factory=dict)  # the last step of each phase
 
     def before(self, rehearsal: Rehearsal) -> Iterator[Finding]:
@@ -43,49 +45,66 @@ class RareEvents(Guard):
         terms = step.update.terms
         if step.shares is None or not sum(entry.grad_share for entry in step.shares) > 0:
             return
-        if any(isinstance(term.weight, Moving) and step.time < term.weight.end for term in terms):
-            return
+        moving = [term.name for term in terms if isinstance(term.weight, Moving) and step.time < term.weight.end]
         entries = {entry.term: entry for entry in step.shares}
         for term in terms:
-            key = f"{step.phase.name}/{term.name}"
-            if term.events is None or is_off(term) or key in self.judged:
+            if term.events is None or is_off(term) or term.name in moving:
                 continue
-            seen = self.seen.setdefault(key, [])
-            seen.append(_seen(entries[term.name], len(step.update.prediction)))
-            if len(seen) < LAST_PROBE and step.step != self.ends.get(step.phase.name):  # a short run has fewer
-                continue
-            self.judged.append(key)
-            del self.seen[key]
-            yield from self._judge(step.step, term, seen[FIRST_PROBE - 1 :] or seen, alone=len(terms) == 1)
+            key, one = f"{step.phase.name}/{term.name}", _seen(entries[term.name], len(step.update.prediction))
+            if seen := self._enough(f"{key}/dilution", one, FIRST_PROBE, step):
+                yield from self._judge_dilution(step.step, term, seen)
+            if not moving and (seen := self._enough(f"{key}/share", one, LAST_PROBE, step)):
+                yield from self._judge_share(step.step, term, seen[FIRST_PROBE - 1 :] or seen, alone=len(terms) == 1)
 
-    def _judge(self, step: int, term: LossTerm, seen: Sequence[Seen], *, alone: bool) -> Iterator[Finding]:
-        declared = term.weight.to if isinstance(term.weight, Moving) else term.weight
+    def _enough(self, key: str, one: Seen, probes: int, step: Step) -> list[Seen]:
+        """All probes so far, once there are enough of them or the phase ends; nothing before and ever after."""
+        if key in self.judged:
+            return []
+        seen = self.seen.setdefault(key, [])
+        seen.append(one)
+        if len(seen) < probes and step.step != self.ends.get(step.phase.name):  # a short run has fewer
+            return []
+        self.judged.append(key)
+        return self.seen.pop(key)
+
+    def _judge_dilution(self, step: int, term: LossTerm, seen: Sequence[Seen]) -> Iterator[Finding]:
         with_events = [one for one in seen if one[3]]
-        events = (
-            f"{mean(one[3] for one in seen):.3g} of {mean(one[4] for one in seen):.3g} samples a batch have events, "
-            f"{len(seen) - len(with_events)} of {len(seen)} batches none"
-        )
-        if with_events and not isinstance(declared, Share):
-            weight, acts = (median(one[i] for one in with_events) for i in (1, 2))
-            if acts < UNDILUTED * abs(weight):
-                yield self.warn(
-                    step,
-                    f"rare-event term {term.name} is diluted: it acts as if it had a smaller weight than it has",
-                    evidence=f"acts with {acts:.3g} instead of {abs(weight):.3g}; {events}",
-                    cure=f"Average {term.name} over the samples that have events only, and do not multiply it by their "
-                    "fraction.",
-                )
+        if not with_events or isinstance(_declared(term), Share):
+            return
+        weight, acts = (median(one[i] for one in with_events) for i in (1, 2))
+        if acts < UNDILUTED * abs(weight):
+            yield self.warn(
+                step,
+                f"rare-event term {term.name} is diluted: it acts as if it had a smaller weight than it has",
+                evidence=f"acts with {acts:.3g} instead of {abs(weight):.3g}; {_events(seen)}",
+                cure=f"Average {term.name} over the samples that have events only, and do not multiply it by their "
+                "fraction.",
+            )
+
+    def _judge_share(self, step: int, term: LossTerm, seen: Sequence[Seen], *, alone: bool) -> Iterator[Finding]:
+        with_events = [one for one in seen if one[3]]
         # What it has where it acts, times how often it does: a batch without events has nothing to say against it.
         share = median(one[0] for one in with_events) * len(with_events) / len(seen) if with_events else 0.0
         if share < INERT_SHARE and not alone:
-            verb = "Raise its target gradient share" if isinstance(declared, Share) else "Give it a target share"
+            verb = "Raise its target gradient share" if isinstance(_declared(term), Share) else "Give it a target share"
             yield self.warn(
                 step,
                 f"rare-event term {term.name} has next to nothing of the gradient, so the model learns as if it were "
                 "not there",
-                evidence=f"{percent(share)} of the gradient in {len(seen)} steps; {events}",
+                evidence=f"{percent(share)} of the gradient in {len(seen)} steps; {_events(seen)}",
                 cure=f"{verb}, e.g. 30 %, or show the model samples with events more often (oversample them).",
             )
+
+
+def _declared(term: LossTerm) -> float | Share:
+    return term.weight.to if isinstance(term.weight, Moving) else term.weight
+
+
+def _events(seen: Sequence[Seen]) -> str:
+    return (
+        f"{mean(one[3] for one in seen):.3g} of {mean(one[4] for one in seen):.3g} samples a batch have events, "
+        f"{sum(not one[3] for one in seen)} of {len(seen)} batches none"
+    )
 
 
 def _seen(entry: Entry, samples: int) -> Seen:

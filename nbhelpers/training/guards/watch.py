@@ -10,6 +10,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from nbhelpers.core.errors import UserError
+from nbhelpers.training.guards.adapters import Adapters
 from nbhelpers.training.guards.balance import LossBalance
 from nbhelpers.training.guards.blank import BlankPredictions
 from nbhelpers.training.guards.finite import LossSpike, NotFinite
@@ -47,6 +48,7 @@ def all_guards() -> list[Guard]:
         MissingValues(),
         OutputRange(),
         NotFinite(),
+        Adapters(),  # before dead gradients: it knows why
         DeadGradients(),
         LossBalance(),
         GanBalance(),
