@@ -3,8 +3,9 @@
 Two settings: all training years of the run, with its own shipped weights; and the last few of them alone, from which a
 generator with the same settings is trained first, so that it knows no more than the downscaler. Each downscaler is
 trained with every seed on every set of days for the same number of steps, and scored on the same test years. On
-simulated days redraws by the simulator's own law stand beside the first setting, as a generator without faults: what
-they do not help, no better cVAE will. With ``--work DIR`` a second call goes on where the first stopped.
+simulated days redraws by the simulator's own law stand beside the first setting (the second has no record of the true
+weather), as a generator without faults: what they do not help, no better cVAE will. With ``--work DIR`` a second call
+goes on where the first stopped.
 """
 
 from __future__ import annotations
@@ -121,7 +122,14 @@ def main() -> None:
         found: dict[str, Any] = {}
         for name, (one, its) in settings.items():
             folder = draws(one, its, work / f"{FORECASTS}-{len(one.days.years['train'])}", arguments.members)
-            shown = demonstrate(one.days, folder, seeds=arguments.seeds, steps=arguments.steps, share=arguments.share)
+            shown = demonstrate(
+                one.days,
+                folder,
+                seeds=arguments.seeds,
+                steps=arguments.steps,
+                share=arguments.share,
+                more=by_the_law(one.days, arguments.members),
+            )
             print(f"\n{name}\n{table(shown)}")
             (RESULTS / "floors").mkdir(parents=True, exist_ok=True)
             picture = RESULTS / "floors" / f"rain_augmentation_{len(one.days.years['train'])}_years.png"

@@ -2,7 +2,8 @@
 
 ``simulated``: the profile's model (hurdle_gamma) on simulated weather, and the same model without a latent as its
 control. ``composite``: the composite loss with and without weight on extremes, and with that weight diluted, on the
-same weather. ``cordex``: the profile's model on rain of a regional climate model, predicted from its own block means.
+same weather. ``cordex``: the same likelihood with a lighter tail on rain of a regional climate model, predicted from
+its own block means.
 Reports go to ``results/floors/rainfall_cvae``; ``floors-quick.json`` and ``floors-quick.md`` list every floor with its
 numbers by seed, of all reports that are there. The command fails if a floor is missed or not shown, or if a guard
 speaks: a healthy run raises none. With ``--work DIR`` a second call goes on where the first stopped; with ``--rescore``
@@ -26,13 +27,13 @@ import netCDF4
 import numpy as np
 from kept import kept
 
-from nbhelpers.stages.rainfall_cvae.config import SIMULATED, Config
+from nbhelpers.stages.rainfall_cvae.config import SIMULATED, Config, armed_after
 from nbhelpers.stages.rainfall_cvae.prepare import prepare_rain
 from nbhelpers.stages.rainfall_cvae.simulate import simulate
 from nbhelpers.stages.rainfall_cvae.sweep import Grid, acting_weights, run_sweep
 from nbhelpers.stages.rainfall_cvae.sweep_verdict import DILUTED, TITLES, dilution, point_gates, points
 from nbhelpers.stages.rainfall_cvae.task import RainfallTask
-from nbhelpers.stages.rainfall_cvae.verdict import armed, steady_gate
+from nbhelpers.stages.rainfall_cvae.verdict import steady_gate
 from nbhelpers.training import checkpoint
 from nbhelpers.training.fit import fit
 from nbhelpers.training.guards.watch import read_guards
@@ -48,7 +49,13 @@ ROOT = Path(__file__).resolve().parents[1]
 REAL_DATA = Path(os.environ.get("NBHELPERS_REAL_DATA", ROOT / "../shared/data"))
 CORDEX = REAL_DATA / "rain/CORDEX_Iberia_pr.npz"
 TO = ROOT / "benchmarks/results/floors/rainfall_cvae"
-LEAST_SEEDS = {"simulated": 3, "composite": 3, "cordex": 2}
+LEAST_SEEDS = {"simulated": 3, "composite": 3, "cordex": 3}
+# Of the model, by data: chosen on validation. A winter's coarse rain leaves little open, for which the tail of a GPD is
+# too heavy (P99.9 15 % too high on validation, CRPS 0.389 instead of 0.380), and there is a quarter of the days to
+# learn from in an epoch. All of the few validation days are needed to see how far the error of the whole map varies.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "cordex": {"tail": "gamma", "epochs": 40, "warmup_epochs": 8, "eval_days": None},
+}
 MINUTES = 10.0  # that a run of `quick` may train on two cores
 CONTROL = "control"  # the simulated runs without a latent
 MARKS = {True: "met", False: "**missed**", None: "not shown"}
@@ -92,7 +99,7 @@ def selection(run: Run) -> dict[str, Any]:
     """Where the best checkpoint came from, and whether the validation loss was steady."""
     config, rows = run.read_config()["config"], read_rows(run.history_file)
     best, metric = checkpoint.find(run, "best"), f"val_{config['early_stopping_metric']}"
-    warm_up, steady = armed(config), steady_gate({"config": config}, rows)
+    warm_up, steady = armed_after(config), steady_gate({"config": config}, rows)
     chosen = next((row["epoch"] for row in rows if best is not None and row["step"] == best.step), None)
     found = {
         "armed_after": warm_up,
@@ -136,7 +143,7 @@ def write(folder: Path, name: str, content: Mapping[str, Any], *, data: str) -> 
 def single_runs(name: str, seed: int, data_dir: Path, arguments: argparse.Namespace) -> Iterator[Run | None]:
     """The runs of one seed; on simulated weather the control is first, so that the other is compared with it."""
     work, profile, rescore = arguments.work, arguments.profile, arguments.rescore
-    config = Config.for_profile(profile, seed=seed)
+    config = Config.for_profile(profile, seed=seed, **SETTINGS.get(name, {}))
     against = ""
     if name == "simulated":
         against = f"{CONTROL}-{profile}-seed{seed}"
@@ -257,6 +264,8 @@ def write_summary(folder: Path, profile: str) -> tuple[list[str], list[str]]:
             floors = run_floors(reports, LEAST_SEEDS.get(name, 1), minutes=name == "simulated" and profile == "quick")
             content["data"][name] = {"floors": floors, "runs": [line(report) for report in reports]}
             alarms += [report["run"] for report in reports if report["guards"]]
+    for name in LEAST_SEEDS:
+        content["data"].setdefault(name, {"floors": [_floor("all floors of this data", {}, 1)], "runs": []})
     (folder / f"floors-{profile}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     (folder / f"floors-{profile}.md").write_text(as_markdown(content["data"], profile), encoding="utf-8")
     missed = [
@@ -273,14 +282,15 @@ def as_markdown(data: Mapping[str, Mapping[str, Any]], profile: str) -> str:
     what = {
         "simulated": "Simulated weather: prior samples of hurdle_gamma",
         "composite": "Simulated weather: the composite loss",
-        "cordex": "Rain of a regional climate model (CORDEX, Iberia, winters), X = 4 x 4 block means",
+        "cordex": "Rain of a regional climate model (CORDEX, Iberia, winters), X = 4 x 4 block means; "
+        + ", ".join(f"{key} {value}" for key, value in SETTINGS["cordex"].items()),
         CONTROL: "Beside: the control without a latent, simulated weather (no floors)",
     }
     all_ = [floor["met"] for name, found in data.items() if name != CONTROL for floor in found["floors"]]
     lines = [f"# Floors of rainfall-cvae, profile {profile}", "", f"{all_.count(True)} of {len(all_)} floors are met."]
     for name, found in data.items():
         lines += ["", f"## {what[name]}", ""]
-        if name == "composite":
+        if "beside" in found:
             rows = [["floor", "found", "met"]]
             for floor in found["floors"]:
                 rows.append([floor["floor"], _values(floor), MARKS[floor["met"]]])

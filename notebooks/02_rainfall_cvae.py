@@ -26,12 +26,12 @@
 # **You get** a trained model, its CRPS, wet-day frequencies, quantiles to P99.9, return levels, rank histogram and spread
 # beside those baselines, with 95 % intervals, synthetic heavy days with their provenance, and a verdict.
 #
-# | profile | for | minutes | grid | download |
-# |---|---|---|---|---|
-# | `smoke` | checking that everything works | 1 | 32 × 28 | none |
-# | `quick` | a laptop or a session without GPU | 5–10 | 52 × 44 | none |
-# | `t4` | a free GPU (Colab, Kaggle) | up to 60 (not measured yet) | 156 × 132 | none |
-# | `full` | several sessions | – | 156 × 132 | none, or your own |
+# | profile | for | minutes | grid | memory of a step | download |
+# |---|---|---|---|---|---|
+# | `smoke` | checking that everything works | 1 | 32 × 28 | 0.02 GB | none |
+# | `quick` | a laptop or a session without GPU | 5–10 | 52 × 44 | 0.1 GB | none |
+# | `t4` | a free GPU (Colab, Kaggle) | up to 60 (not measured yet) | 156 × 132 | 2 GB (about half in fp16) | none |
+# | `full` | several sessions | – | 156 × 132 | 4 GB | none, or your own |
 #
 # **Data**: weather that the notebook simulates, in the day-file layout that your own data are read from; or a climate model
 # and a rain product in NetCDF, or CHIRPS daily rain alone (Funk et al. 2015, public domain). **Tested on**: Python 3.11 on a
@@ -62,8 +62,16 @@ SAMPLES = 4  # synthetic days drawn for each heavy training day
 
 # %% [markdown]
 # **Your own data.** Set `DATA_DIR` to a folder with `X_lr/day_000000.npy` `(C, h, w)`, `Y_hr/day_000000.npy` `(1, H, W)` in
-# mm/day (NaN over sea), `statics/land_sea_mask.npy` and `dist_to_coast_km.npy`, and `metadata/`. A command makes it from
-# NetCDF, with the split by years, the thresholds of the training years and the masks:
+# mm/day (NaN over sea), `statics/land_sea_mask.npy` and `dist_to_coast_km.npy`, each `(1, H, W)`, and in `metadata/`
+#
+# * `split.json`: `{"train": [0, 1, …], "val": […], "test": […]}`, by years
+# * `dates.json`: `{"000000": "1990-01-01", …}`, without which a split by years cannot be checked
+# * `thresholds.json`: `{"P90": …, "P95": …, "P99": …, "P99.5": …, "units": "mm/day", "wet": 1.0, "years": [training years]}`
+# * `categories.json`: `{"dry": […], "moderate": […], "heavy": […]}` and `H_W.json`: `{"H": 156, "W": 132}`
+# * `dataset.json`: `{"name": "…", "source": "…", "simulated": false, "channels": ["tas", "pr", …], "x_units": {"tas": "K",
+#   "pr": "mm/day", …}, "factor": 12, "pixel_km": 5.0}`
+#
+# A command makes all of it from NetCDF, with the thresholds of the training years and the masks:
 #
 # `nbhelpers data prepare rainfall-cvae --predictors COARSE_DIR --rain FINE.nc --to DIR` from daily `<var>_day_*.nc` and one
 # rain product on a finer grid, or `nbhelpers data prepare rainfall-cvae --rain chirps-v2.0.*.nc --factor 4 --to DIR` from

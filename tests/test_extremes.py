@@ -17,10 +17,8 @@ from nbhelpers.core.errors import UserError
 from nbhelpers.science.extremes import (
     Estimate,
     Gpd,
-    cluster_peaks,
     exceedance_rate,
     fit_gpd,
-    quantile_intervals,
     return_level,
     sedi,
 )
@@ -35,6 +33,13 @@ class Station:
     threshold: float  # mm/day: nine wet days of ten stay below
     years: float  # with measurements
     fit: Gpd
+
+
+def cluster_peaks(values: np.ndarray, threshold: float, days: np.ndarray) -> np.ndarray:
+    """Highest values of the runs of consecutive days above a threshold: Smith and Weissman (1994)."""
+    above = np.flatnonzero(values > threshold)
+    starts = np.flatnonzero(np.diff(days[above], prepend=-np.inf) > 1)
+    return np.maximum.reduceat(values[above], starts)
 
 
 @pytest.fixture(scope="module")
@@ -219,30 +224,6 @@ def test_what_is_no_tail_is_refused() -> None:
         fit_gpd(np.arange(20.0) - 1)
     with pytest.raises(UserError, match="return level of 2 years lies below"):
         return_level(fit_gpd(np.arange(20.0)), threshold=30, rate=0.5, years=2)
-
-
-def test_clusters_end_where_enough_days_stay_below_and_where_seasons_end() -> None:
-    values = [0, 9, 7, 1, 8, np.nan, 1, 12, 3, 6, 0, 6, 20]
-    assert cluster_peaks(values, 5).tolist() == [9, 8, 12, 6, 20]
-    assert cluster_peaks(values, 5, run=2).tolist() == [9, 20]
-    assert cluster_peaks(values, 5, run=3).tolist() == [20]
-    days = [*range(12), 200]
-    assert cluster_peaks(values, 5, run=3, days=days).tolist() == [12, 20]
-    assert cluster_peaks(values, 30).tolist() == []
-
-
-def test_order_statistics_enclose_quantiles_as_often_as_said() -> None:
-    rng, p = np.random.default_rng(0), np.array([0.05, 0.5, 0.9])
-    truth = stats.gamma.ppf(p, 0.7)
-    found = np.stack([quantile_intervals(rng.gamma(0.7, size=200), p) for _ in range(600)])
-    held = ((found[:, 1] <= truth) & (truth <= found[:, 2])).sum(0)
-    assert (held >= stats.binom.ppf(0.001, 600, 0.95)).all() and (held <= stats.binom.ppf(0.999, 600, 0.975)).all()
-
-
-def test_a_small_sample_has_no_upper_limit_of_a_high_quantile() -> None:
-    value, low, high = quantile_intervals(np.arange(100.0)[::-1], [0.5, 0.999]).T[1]
-    assert value == pytest.approx(98.901) and low == 98 and math.isnan(high)
-    assert quantile_intervals(np.arange(100.0), [0.5]).ravel().tolist() == [49.5, 39, 60]
 
 
 def test_sedi_is_that_of_scores_and_undefined_without_a_miss_or_a_false_alarm() -> None:

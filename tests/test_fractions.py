@@ -17,9 +17,13 @@ from nbhelpers.science import fractions
 from nbhelpers.training.metrics import ratio
 
 
-@pytest.fixture(scope="module")
-def rain(real_data: Path) -> Tensor:
-    """(12, 28, 30) mm/day, a day and the next by turns, of a regional climate model."""
+@pytest.fixture(scope="module", params=["made up", "climate model"])
+def rain(request: pytest.FixtureRequest) -> Tensor:
+    """(12, 28, 30) mm/day, a day and the next by turns."""
+    if request.param == "made up":
+        noise = torch.randn(12, 34, 36, generator=torch.Generator().manual_seed(0))
+        return (20 * torch.nn.functional.avg_pool2d(noise, 7, 1)).clamp(min=0.0)
+    real_data: Path = request.getfixturevalue("real_data")
     fields = torch.from_numpy(np.load(real_data / "rain/CORDEX_Iberia_pr.npz")["pr"])
     wettest = fields.mean((1, 2)).argsort(descending=True)[:6]
     return fields[[i for day in wettest.tolist() for i in (day, day - 1)]]

@@ -140,14 +140,6 @@ def test_bilinear_rain_is_centred_on_the_coarse_pixels(days: Days) -> None:
     assert (baselines.bilinear(days)(of) == 0).all()
 
 
-def test_the_mean_map_is_that_of_the_training_days(days: Days) -> None:
-    members = baselines.training_mean(days)(batch(days, [426, 429]))
-    assert members.shape == (2, 1, 8, 8)
-    rain = np.stack([days.y(day) for day in days.split["train"]])
-    expected = np.where(days.land, np.nanmean(np.where(days.land, rain, 0.0), 0, dtype=np.float64), 0.0)
-    np.testing.assert_allclose(members[1, 0], expected, rtol=1e-5)
-
-
 def test_the_oracle_beats_what_knows_less(simulated: Days) -> None:
     which = simulated.split["test"][::5]
     of = batch(simulated, which)
@@ -164,7 +156,6 @@ def test_the_oracle_beats_what_knows_less(simulated: Days) -> None:
         baselines.climatology(simulated, K),
         baselines.analogues(simulated, K),
         baselines.bilinear(simulated),
-        baselines.training_mean(simulated),
     ):
         assert paired_difference(best, crps(make))["is_better"] is True
 

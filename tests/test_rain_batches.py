@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -101,7 +100,6 @@ def test_what_a_batch_holds(days: Days) -> None:
     assert first.days == days.split["val"][:8] and first.flip == (0,) * 8 and torch.equal(first.weight, torch.ones(8))
     assert np.array_equal(first.y[2].numpy(), days.y(first.days[2]), equal_nan=True)
     assert np.array_equal(first.x[2].numpy(), days.x(first.days[2]))
-    assert not first.all_dry and replace(first, y=torch.where(first.y.isnan(), first.y, 0.0)).all_dry
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -215,7 +213,7 @@ def test_an_unreadable_day_is_left_out_and_said(tmp_path: Path) -> None:
     assert batch.days == (lost - 1, lost + 1) and len(batch.y) == 2
     assert len(batch.unreadable) == 1 and re.search(said, batch.unreadable[0])
     (empty,) = list(loader(days, (lost,), batch_size=3, forgiving=True))
-    assert empty.y.shape == (0, 8, 8) and empty.x.shape == (0, 3, 2, 2) and empty.all_dry
+    assert empty.y.shape == (0, 8, 8) and empty.x.shape == (0, 3, 2, 2)
     for num_workers in (0, 1):
         with pytest.raises(UserError, match=rf"^[^\n]*{said}[^\n]*$"):
             list(loader(days, which, batch_size=3, num_workers=num_workers))

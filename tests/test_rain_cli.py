@@ -75,7 +75,7 @@ def test_the_report_has_every_row_and_opens(runs: Path, capsys: pytest.CaptureFi
     assert "posterior" not in json.loads((runs / "control/report.json").read_text())["baselines"]
     names = [gate["name"] for gate in report["gates"]]
     for words in ("better than analogues", "better than bilinear", "the oracle's", "P99 of", "P99.9 of",
-                  "0.1 mm or more", "1 mm or more", "per pixel", "per block", "per domain", "finest rain",
+                  "0.1 mm or more", "1 mm or more", "per pixel", "per block", "per domain", "finest octaves",
                   "weather matters"):  # fmt: skip
         assert any(words in name for name in names), words
     assert report["verdict"]["name"] and "mm/day" in report["metrics"]["crps"]["units"]

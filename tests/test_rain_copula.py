@@ -15,11 +15,9 @@ from nbhelpers.stages.rainfall_cvae.copula import (
     Correlation,
     censored_scores,
     correlated_uniform,
-    correlogram,
     fit,
     latent_correlogram,
     normal_scores,
-    randomised_pit,
     torus_distance,
 )
 from nbhelpers.stages.rainfall_cvae.likelihood import Hurdle, Tail
@@ -53,6 +51,19 @@ def rain(
     return raw, torch.where(land, y, math.nan), land
 
 
+def randomised(hurdle: Hurdle, raw: Tensor, y: Tensor, valid: Tensor, generator: torch.Generator) -> Tensor:
+    """Normal scores of rain, those of dry pixels drawn below the cut (Dunn and Smyth 1996); NaN where not measured."""
+    u = hurdle.cdf(raw, y)
+    u = torch.where(y < hurdle.wet, u * torch.rand(y.shape, generator=generator), u)
+    return torch.where(valid, normal_scores(u), math.nan)
+
+
+def correlogram(field: Tensor, land: Tensor, max_lag: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of a field that is seen everywhere on land."""
+    field = field - field[land.expand_as(field) & field.isfinite()].mean()
+    return latent_correlogram(field, torch.full_like(field, -8.0), land, max_lag)
+
+
 # --- residuals ----------------------------------------------------------------------------------------------------
 
 
@@ -70,19 +81,19 @@ def test_residuals_of_draws_are_standard_normal_and_those_of_another_likelihood_
     raw = torch.randn((20, hurdle.channels, 30, 30), generator=seeded())
     y = hurdle.quantile(raw, torch.rand((20, 30, 30), generator=seeded(1)))
     valid = coast(30, 30).expand_as(y)
-    residuals = randomised_pit(hurdle, raw, y, valid, seeded(2))
+    residuals = randomised(hurdle, raw, y, valid, seeded(2))
     assert residuals[~valid].isnan().all() and residuals[valid].isfinite().all()
     assert stats.kstest(residuals[valid].numpy(), "norm").pvalue > 0.01
     for map_ in range(3):
         other = raw.clone()
         other[:, map_] += 0.5
-        assert stats.kstest(randomised_pit(hurdle, other, y, valid, seeded(2))[valid].numpy(), "norm").pvalue < 1e-3
+        assert stats.kstest(randomised(hurdle, other, y, valid, seeded(2))[valid].numpy(), "norm").pvalue < 1e-3
 
 
 def test_censored_scores_are_the_mean_of_the_randomised_ones() -> None:
     raw, y, land = rain(ROUGH, n=4, varied=True)
     scores, cut = censored_scores(Hurdle(), raw, y, land)
-    draws = torch.stack([randomised_pit(Hurdle(), raw, y, land, seeded(seed)) for seed in range(100)])
+    draws = torch.stack([randomised(Hurdle(), raw, y, land, seeded(seed)) for seed in range(100)])
     dry = (y < 0.1) & land
     assert scores[:, ~land].isnan().all() and cut[:, ~land].isnan().all()
     torch.testing.assert_close(scores[land & ~dry], draws[0][land & ~dry])
@@ -94,7 +105,7 @@ def test_censored_scores_are_the_mean_of_the_randomised_ones() -> None:
 # --- correlograms -------------------------------------------------------------------------------------------------
 
 
-def test_the_correlogram_is_that_of_all_pairs_one_by_one() -> None:
+def test_the_correlogram_of_a_field_seen_everywhere_is_that_of_all_pairs_one_by_one() -> None:
     land = coast(9, 7)
     field = torch.randn((3, 9, 7), generator=seeded()).cumsum(1)
     field[1, 4, 2] = math.nan
@@ -122,7 +133,7 @@ def test_the_length_is_found_again_where_most_pixels_are_dry(truth: Correlation,
     np.testing.assert_allclose(latent[:5], truth.at(near), atol=0.04)
     torch.testing.assert_close(found.at(near), truth.at(near), rtol=0, atol=0.04)
     # What the random draws of dry pixels make of it.
-    naive = fit(*correlogram(randomised_pit(Hurdle(), raw, y, land, seeded()), land, 20))
+    naive = fit(*correlogram(randomised(Hurdle(), raw, y, land, seeded()), land, 20))
     assert naive.nugget > truth.nugget + 0.15
 
 

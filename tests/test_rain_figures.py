@@ -18,9 +18,10 @@ from rain import tiny_days
 from nbhelpers.science.extremes import fit_gpd, return_level
 from nbhelpers.science.fractions import rapsd
 from nbhelpers.stages.rainfall_cvae import calibration_figures, figures, map_figures, tail_figures
+from nbhelpers.stages.rainfall_cvae.batches import EVAL_BATCH, spaced
 from nbhelpers.stages.rainfall_cvae.config import Config
 from nbhelpers.stages.rainfall_cvae.drawing import LEVELS, SEA, WHO, name_of, rain_scale
-from nbhelpers.stages.rainfall_cvae.drawn import BATCH, Drawn, batch_of, draw_days, fixed_sample, heaviest_days, spaced
+from nbhelpers.stages.rainfall_cvae.drawn import Drawn, batch_of, draw_days, fixed_sample, heaviest_days
 from nbhelpers.stages.rainfall_cvae.task import RainfallTask
 from nbhelpers.stages.rainfall_cvae.verification import RainVerification
 from nbhelpers.training.metrics import summarise
@@ -129,9 +130,9 @@ def test_days_are_evenly_spaced_and_no_more_than_asked_for(task: RainfallTask, d
     assert drawn.days == spaced(task.scored("test"), 20)
     assert list(drawn.members) == ["model", "analogues", "climatology", "bilinear"]
     assert drawn.members["model"].shape == (20, 6, 16, 20) and drawn.members["bilinear"].shape[1] == 1
-    batch = batch_of(task, drawn.days[:BATCH])  # the same batch: another one is rounded otherwise
-    assert torch.equal(drawn.observed[:BATCH].nan_to_num(-1), batch.y.nan_to_num(-1))
-    assert torch.equal(drawn.members["model"][:BATCH], task.members(batch)), "the members that are scored"
+    batch = batch_of(task, drawn.days[:EVAL_BATCH])  # the same batch: another one is rounded otherwise
+    assert torch.equal(drawn.observed[:EVAL_BATCH].nan_to_num(-1), batch.y.nan_to_num(-1))
+    assert torch.equal(drawn.members["model"][:EVAL_BATCH], task.members(batch)), "the members that are scored"
 
 
 # maps -------------------------------------------------------------------------------------------------------------

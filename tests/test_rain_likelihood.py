@@ -109,14 +109,13 @@ def test_quantiles_are_scipys_to_one_in_ten_thousand_far_into_both_tails(tail: T
 
 
 @pytest.mark.parametrize("tail", TAILS)
-def test_mean_and_median_are_those_of_the_quantiles(tail: Tail) -> None:
+def test_the_mean_is_that_of_the_quantiles(tail: Tail) -> None:
     raw, _ = some(tail, 40)
     n = 20_000
     u = (torch.arange(n, dtype=torch.float64) + 0.5) / n
     values = Hurdle(tail).quantile(raw[..., None].expand(-1, -1, -1, -1, n).reshape(1, raw.shape[1], 40, n),
                                    u.expand(1, 40, n))  # fmt: skip
     torch.testing.assert_close(values.mean(-1), Hurdle(tail).mean(raw)[0], rtol=0.02, atol=0.01)
-    torch.testing.assert_close(values.median(-1).values, Hurdle(tail).median(raw)[0], rtol=1e-3, atol=1e-3)
 
 
 # --- consistency --------------------------------------------------------------------------------------------------

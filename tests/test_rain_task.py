@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -274,6 +275,46 @@ def test_a_dry_batch_and_an_empty_one(folder: Path, likelihood: dict[str, Any]) 
     assert list(task.updates(empty, task.phases[0])) == [] and task.unreadable(empty) == ("why",)
 
 
+def test_the_kl_is_of_what_the_latent_is_drawn_by_under_autocast(folder: Path) -> None:
+    """The ledger takes gradients at these statistics; rounded to bfloat16 on the way to z, they would be others."""
+    task = task_on(folder, prior_fraction=0.0)
+    batch = batch_of(task)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        update = update_of(task, batch)
+    (kl,) = [term for term in update.terms if term.name == "kl"]
+    assert kl.at is not None and kl.at.dtype == torch.float32
+    (nll,) = [term for term in update.terms if term.name == "nll"]
+    (through_z,) = torch.autograd.grad(nll.fn(update.prediction), kl.at, retain_graph=True)
+    (of_kl,) = torch.autograd.grad(kl.fn(kl.at), kl.at)
+    posterior = slice(0, 2 * task.config.d_z)
+    assert through_z[:, posterior].any() and of_kl.any(), "both gradients are taken at the same tensor"
+
+
+def test_members_do_not_depend_on_dropout(folder: Path) -> None:
+    task = roughly_trained(task_on(folder, dropout=0.5))
+    batch = batch_of(task, "val")
+    members = task.members(batch)
+    assert torch.equal(members, task.members(batch)) and members.var(1).max() > 0
+    task.modules["cvae"].train()
+    assert not torch.equal(members, task.members(batch)), "else dropout would do nothing at all"
+
+
+def test_all_dry_batches_are_announced_before_they_come(folder: Path) -> None:
+    days = task_on(folder).days
+    dry = fmean(days.category[day] == "dry" for day in days.split["train"])
+    assert 0.05 < dry < 0.9
+
+    def said(**settings: Any) -> list[str]:
+        return [line for line in task_on(folder, **settings).remarks() if "all dry" in line]
+
+    (alone,) = said(batch_size=1)
+    assert f"About {dry:.0%} of the batches will be all dry" in alone and "raise batch_size" in alone
+    heavy = fmean(days.category[day] == "heavy" for day in days.split["train"])
+    (oversampled,) = said(batch_size=1, heavy_oversampling=5.0)
+    assert f"About {dry / (1 + 4 * heavy):.0%} of the batches" in oversampled
+    assert said(batch_size=64) == []
+
+
 # --- scores ----------------------------------------------------------------------------------------------------------
 
 
@@ -285,7 +326,10 @@ def test_validation_scores_prior_members_and_keeps_the_posterior_apart(
     found = task.evaluate("val")
     prior = task.evaluate("val", task.members)
     assert found.metrics["crps"].value == prior.metrics["crps"].value, "what selects checkpoints has not seen the day"
-    posterior = {"posterior_crps", "l_rec", "l_kl", "l_mass", "loss", "active_units", "z_share"}
+    posterior = {
+        "posterior_crps", "l_rec", "l_kl", "l_mass", "loss", "active_units", "z_share", "x_shuffled_crps",
+        "z_shuffled_crps",
+    }  # fmt: skip
     assert found.metrics.keys() - prior.metrics.keys() == posterior
     assert found.metrics["posterior_crps"].value != found.metrics["crps"].value
     assert 0 <= found.metrics["z_share"].value <= 1.5

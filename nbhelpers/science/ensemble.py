@@ -10,7 +10,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from scipy import stats
 from torch import Tensor
 
 from nbhelpers.core.errors import UserError
@@ -106,43 +105,12 @@ def rank_histogram(places: Tensor, n_members: int) -> Tensor:
 def reliability_index(counts: NDArray) -> NDArray[np.float64]:
     """``(...)``: Σₖ |fₖ − 1/(M + 1)| of the rank histograms ``(..., M + 1)``, 0 when flat; NaN for empty ones.
 
-    Delle Monache et al. (2006), J. Geophys. Res. 111. It is never 0 by chance: see :func:`reliability_index_chance`.
+    Delle Monache et al. (2006), J. Geophys. Res. 111. It is never 0, by chance.
     """
     counts = np.asarray(counts, dtype=float)
     n = counts.sum(-1, keepdims=True)
     share = np.divide(counts, n, out=np.full_like(counts, np.nan), where=n > 0)
     return np.abs(share - 1 / counts.shape[-1]).sum(-1)
-
-
-def reliability_index_chance(n: int, n_members: int) -> float:
-    """The mean reliability index of a perfect ensemble after ``n`` independent ranks.
-
-    Each count is Binomial(n, p), p = 1/(M + 1), and E|X − np| = 2ν(1 − p) P(X = ν) with ν = ⌊np⌋ + 1 (De Moivre).
-    Pixels of one day are not independent: with all of them for ``n`` this is a lower bound, and the index of
-    :func:`exchanged` stacks is the chance level.
-    """
-    p = 1 / (n_members + 1)
-    above = int(np.floor(n * p)) + 1
-    return float((n_members + 1) * 2 * above * (1 - p) * stats.binom.pmf(above, n, p) / n)
-
-
-def exchanged(members: Tensor, observed: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Members and truth after each sample's truth changed places with one of its M + 1 fields, drawn at random.
-
-    What is then called the truth is one of the members' kind by construction, with its dependence from pixel to pixel:
-    scores of such stacks are what a perfectly reliable ensemble gets by chance.
-
-    Args:
-        members, observed: ``(B, M, ...)`` and ``(B, ...)``; pixels that were not measured are NaN in both afterwards.
-        generator: on the CPU.
-    """
-    fields = torch.cat([observed[:, None], members], 1)
-    fields = torch.where(observed.isnan()[:, None], torch.nan, fields)
-    chosen = torch.randint(fields.shape[1], (len(fields),), generator=generator).to(fields.device)
-    rows = torch.arange(len(fields), device=fields.device)
-    truth = fields[rows, chosen].clone()
-    fields[rows, chosen] = fields[:, 0]
-    return fields[:, 1:], truth
 
 
 def variance_and_error(members: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:

@@ -63,7 +63,8 @@ def fit_gpd(excess: ArrayLike, *, blocks: ArrayLike | None = None, confidence: f
     Args:
         excess: ``(n,)`` values minus threshold.
         blocks: ``(n,)`` the block (a year, a few days) of each, independent of the others; None where excesses are
-            independent (see :func:`cluster_peaks`). Fewer than ``MIN_BLOCKS`` of them give no intervals.
+            independent (of a series, the highest value of each cluster). Fewer than ``MIN_BLOCKS`` of them give no
+            intervals.
         confidence: of the intervals.
 
     Raises:
@@ -210,41 +211,6 @@ def return_level(gpd: Gpd, *, threshold: float, rate: float | Estimate, years: f
     return Estimate(
         value, value - math.hypot(value - low, value - lowest), value + math.hypot(high - value, highest - value)
     )
-
-
-def cluster_peaks(values: ArrayLike, threshold: float, *, run: int = 1, days: ArrayLike | None = None) -> Array:
-    """``(n,)`` highest values of the clusters of a series above ``threshold``: runs declustering.
-
-    A cluster ends where ``run`` values in a row do not exceed the threshold. Smith and Weissman (1994), J. R. Stat.
-    Soc. B 56.
-
-    Args:
-        values: ``(T,)``, NaN where not measured, which counts as not exceeding.
-        run: length of the gap that parts two clusters.
-        days: ``(T,)`` ascending day numbers, so that gaps between seasons part clusters; consecutive when None.
-    """
-    series = np.asarray(values, dtype=float)
-    above = np.flatnonzero(series > threshold)
-    when = (np.arange(len(series)) if days is None else np.asarray(days))[above]
-    starts = np.flatnonzero(np.diff(when, prepend=-np.inf) > run)
-    return np.maximum.reduceat(series[above], starts) if len(above) else np.empty(0)
-
-
-def quantile_intervals(values: ArrayLike, probabilities: ArrayLike, *, confidence: float = 0.95) -> Array:
-    """``(3, P)``: quantiles of a sample, and the order statistics that enclose those of its law, for Q–Q plots.
-
-    How many of n values lie below the law's p-quantile is Binomial(n, p), whatever the law is: so is the interval, with
-    at least the confidence. A limit is NaN where the sample is too small to have one. Values must be independent.
-
-    Args:
-        values: ``(n,)``.
-        probabilities: ``(P,)`` in [0, 1].
-    """
-    x, p = np.sort(np.asarray(values, dtype=float)), np.asarray(probabilities, dtype=float)
-    around = np.concatenate([[np.nan], x, [np.nan]])
-    low = stats.binom.ppf((1 - confidence) / 2, len(x), p).astype(int)
-    high = stats.binom.ppf((1 + confidence) / 2, len(x), p).astype(int) + 1
-    return np.stack([np.quantile(x, p), around[low], around[high]])
 
 
 def sedi(counts: ArrayLike) -> Array:

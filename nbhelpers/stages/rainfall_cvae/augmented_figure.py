@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter, PercentFormatter, ScalarFormatter
 
 from nbhelpers.stages.rainfall_cvae.augmented import SCORES, Demonstration
+from nbhelpers.stages.rainfall_cvae.drawing import tidy
 
 COLOURS = {"plain": "#17202a", "oversampled": "#b7950b", "synthetic": "#2471a3", "synthetic_heavy": "#c0392b"}
 FURTHER = ("#1e8449", "#7d3c98")  # of sets that were added by the caller
@@ -46,14 +47,6 @@ def _colour(shown: Demonstration, name: str) -> str:
     return COLOURS.get(name) or FURTHER[others.index(name) % len(FURTHER)]
 
 
-def _tidy(axes: Axes, title: str, x: str, y: str = "") -> None:
-    axes.set_title(title, fontsize=9)
-    axes.set_xlabel(x, fontsize=8)
-    axes.set_ylabel(y, fontsize=8)
-    axes.tick_params(labelsize=7, which="both")
-    axes.grid(alpha=0.25)
-
-
 def _quantiles(axes: Axes, shown: Demonstration) -> None:
     observed = shown.quantiles["observed"]
     there = [p for p, mm in observed.items() if mm >= 1]
@@ -74,7 +67,7 @@ def _quantiles(axes: Axes, shown: Demonstration) -> None:
             axes.annotate(
                 p, (observed[p], observed[p]), fontsize=7, xytext=(-4, 4), textcoords="offset points", ha="right"
             )
-    _tidy(axes, "quantiles of all land rain", "observed, mm/day", "predicted, mm/day")
+    tidy(axes, "quantiles of all land rain", "observed, mm/day", "predicted, mm/day")
     axes.legend(fontsize=7, loc="lower right")
 
 
@@ -113,7 +106,7 @@ def _alarms(axes: Axes, shown: Demonstration) -> None:
         for level, mark in MARKS.items()
     ]
     axes.legend(handles=marks, fontsize=7, loc="upper right")
-    _tidy(axes, "extremes found; grey: how often, times observed", "false alarms / predicted", "hits / observed")
+    tidy(axes, "extremes found; grey: how often, times observed", "false alarms / predicted", "hits / observed")
 
 
 def _price(axes: Axes, shown: Demonstration) -> None:
@@ -129,4 +122,4 @@ def _price(axes: Axes, shown: Demonstration) -> None:
     axes.axhline(1, color=COLOURS["plain"], lw=1)
     labels = [SCORES[score][0].removesuffix(", mm/day").replace(" where truth ", "\n") for score in PRICES]
     axes.set_xticks(range(len(PRICES)), labels)
-    _tidy(axes, "errors, times those of the training days alone ↓", "")
+    tidy(axes, "errors, times those of the training days alone ↓")

@@ -86,16 +86,6 @@ def bilinear(days: Days) -> Baseline:
     return members
 
 
-def training_mean(days: Days) -> Baseline:
-    """The mean map of the training days, whatever the weather: one member."""
-    mean = torch.from_numpy(days.rain_mean)
-
-    def members(batch: Batch) -> Tensor:
-        return mean.to(batch.x.device).expand(len(batch.days), 1, *days.shape)
-
-    return members
-
-
 def oracle(days: Days, k: int, seed: int = 0) -> Baseline:
     """K redraws of the simulated rain given the true state of the weather: no model can be better on average.
 

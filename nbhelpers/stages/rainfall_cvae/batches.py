@@ -17,6 +17,7 @@ from nbhelpers.stages.rainfall_cvae.data import Days
 from nbhelpers.stages.rainfall_cvae.day_files import UnreadableDay
 
 PLAIN = Augmentation()
+EVAL_BATCH = 16  # days at once while scoring and drawing, each with all its members
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,6 @@ class Batch:
     flip: tuple[int, ...]  # code of `augment.turned` by which x and y were turned; land and statics must be too
     unreadable: tuple[str, ...] = ()  # why days that belong here are not, a sentence each
 
-    @property
-    def all_dry(self) -> bool:
-        """Whether no measured pixel has rain; legal, but there is no tail in it to learn from."""
-        return not bool((self.y > 0).any())
-
     def pin_memory(self) -> Batch:
         """Called by the loader where there is a GPU."""
         return replace(self, x=self.x.pin_memory(), y=self.y.pin_memory(), weight=self.weight.pin_memory())
@@ -51,6 +47,12 @@ class Batch:
 def statics_of(batch: Batch, statics: Tensor) -> Tensor:
     """Statics ``(S, H, W)``, or the land ``(H, W)``, for each day of a batch, turned as it was: ``(B, S, H, W)``."""
     return turned(statics, batch.flip) if any(batch.flip) else statics.expand(len(batch.flip), *statics.shape)
+
+
+def spaced(days: Sequence[int], most: int) -> tuple[int, ...]:
+    """At most so many of the days, evenly spaced."""
+    n = len(days)
+    return tuple(days) if n <= most else tuple(days[i * n // most] for i in range(most))
 
 
 def training_order(days: Days, *, seed: int, epoch: int, heavy_oversampling: float = 1.0) -> Order:

@@ -14,11 +14,11 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from nbhelpers.stages.rainfall_cvae.batches import loader
+from nbhelpers.stages.rainfall_cvae.batches import EVAL_BATCH, loader, spaced
 from nbhelpers.stages.rainfall_cvae.drawing import MARKS, WHO, name_of, tidy, whiskers
-from nbhelpers.stages.rainfall_cvae.drawn import BATCH, spaced
 from nbhelpers.stages.rainfall_cvae.model import kl_by_latent
 from nbhelpers.stages.rainfall_cvae.validation import ACTIVE, FEW, Diagnosis
+from nbhelpers.stages.rainfall_cvae.verdict import SPREAD
 from nbhelpers.stages.rainfall_cvae.verification import SCALES
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 RANKED = ("model", "oracle", "analogues", "climatology")
 SCALE_NAMES = {"pixel": "a pixel", "block": "a coarse cell", "domain": "the domain"}
-GOOD = (0.8, 1.25)  # spread over error
 TICKS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 1, 1.25, 1.5, 2, 3, 5)
 INTACT, SHUFFLED = "#0072b2", "#e69f00"
 
@@ -77,7 +76,7 @@ def spread_figure(report: Mapping[str, Any]) -> Figure | None:
         return None
     figure = Figure(figsize=(7.2, 3.6), layout="constrained")
     axes = figure.subplots()
-    axes.axhspan(*GOOD, color="#000", alpha=0.08, lw=0, label=f"{GOOD[0]:g} … {GOOD[1]:g}")
+    axes.axhspan(*SPREAD, color="#000", alpha=0.08, lw=0, label=f"{SPREAD[0]:g} … {SPREAD[1]:g}")
     axes.axhline(1, color="#000", lw=0.8)
     for place, name in enumerate(who):
         values, errors = whiskers([metrics[scale][name] for scale in SCALES])
@@ -115,7 +114,7 @@ def latent_use(task: RainfallTask, *, split: str = "val", most: int = 48) -> Lat
     days = spaced(task.scored(split), most)
     diagnosis, sampler = Diagnosis(task), task.sampler
     kl: list[torch.Tensor] = []
-    for batch in loader(task.days, days, batch_size=BATCH):
+    for batch in loader(task.days, days, batch_size=EVAL_BATCH):
         diagnosis.add(batch)
         inputs = sampler.inputs(batch)
         context = sampler.cvae.weather(inputs.x, inputs.statics[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -40,7 +41,7 @@ class Config:
     batch_size: int = 64
     # Loader processes; 0 reads in the training process, which is fastest when the days fit in memory.
     num_workers: int = 0
-    # How many times as often a heavy day is drawn; weights undo it wherever frequencies count.
+    # How many times as often a heavy day is drawn; a likelihood undoes it by weights, the errors of tail_mae do not.
     heavy_oversampling: float = 1.0
     # Standard deviation of noise on the predictors of training days, in standard deviations of each.
     noise: float = 0.0
@@ -167,9 +168,7 @@ class Config:
     @property
     def armed(self) -> int:
         """Epoch from which checkpoints are ranked and patience counts."""
-        if self.armed_after is not None:
-            return self.armed_after
-        return -int(-self.warmup_epochs // 1) if self.d_z else 0
+        return armed_after(vars(self))
 
     @property
     def tail_weight(self) -> float | Share:
@@ -209,6 +208,13 @@ class Config:
         if isinstance(metric := changes.get("early_stopping_metric"), str):
             changes["early_stopping_metric"] = metric.lower()
         return replace_checked(self, changes, source=source)
+
+
+def armed_after(settings: Mapping[str, Any]) -> int:
+    """Epoch from which checkpoints are ranked and patience counts, of settings by name."""
+    if settings["armed_after"] is not None:
+        return settings["armed_after"]
+    return math.ceil(settings["warmup_epochs"]) if settings["d_z"] else 0
 
 
 PRESETS: dict[str, dict[str, Any]] = {

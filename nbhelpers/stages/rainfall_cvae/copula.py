@@ -79,31 +79,17 @@ def normal_scores(u: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def randomised_pit(hurdle: Hurdle, raw: Tensor, y: Tensor, valid: Tensor, generator: torch.Generator) -> Tensor:
-    """Residuals ``(B, H, W)``, standard normal if the likelihood is right; NaN where not measured.
+def censored_scores(hurdle: Hurdle, raw: Tensor, y: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Residuals without random draws, and where they are cut: two ``(B, H, W)``; NaN where not measured.
 
-    Φ⁻¹(F(y)); a dry pixel's F is drawn evenly below P(dry) (Dunn and Smyth 1996, J. Comput. Graph. Stat. 5). These
-    draws are independent, so that dry pixels make rain look less alike than it is: :func:`latent_correlogram` is
-    what the noise needs.
+    With the cut c = Φ⁻¹(P(dry)), a wet pixel has g = Φ⁻¹(F(y)) > c, and a dry one the mean of all g below c, which is
+    −φ(c)/Φ(c). Drawn at random below it instead (Dunn and Smyth 1996, J. Comput. Graph. Stat. 5), independently of each
+    other, dry pixels would make rain look less alike than it is.
 
     Args:
         raw: ``(B, P, H, W)``.
         y: ``(B, H, W)`` in mm/day.
         valid: mask of the same shape.
-        generator: of the draws, on any device.
-    """
-    u = hurdle.cdf(raw, y)
-    draws = torch.rand(y.shape, generator=generator, device=generator.device).to(u)
-    scores = normal_scores(torch.where(y < hurdle.wet, u * draws, u))
-    return torch.where(valid, scores, math.nan)
-
-
-@torch.no_grad()
-def censored_scores(hurdle: Hurdle, raw: Tensor, y: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-    """Residuals without random draws, and where they are cut: two ``(B, H, W)``; NaN where not measured.
-
-    With the cut c = Φ⁻¹(P(dry)), a wet pixel has g = Φ⁻¹(F(y)) > c, and a dry one the mean of all g below c, which is
-    −φ(c)/Φ(c). Arguments as :func:`randomised_pit`.
     """
     dry = 1 - hurdle.wet_probability(raw)
     cut = normal_scores(dry).clamp(min=-8)  # a dry pixel that was held to be impossible
@@ -120,22 +106,10 @@ def _density(z: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def correlogram(residuals: Tensor, valid: Tensor, max_lag: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean distances in pixels and correlations of residuals ``(N, H, W)`` at distances of about 1 … max_lag pixels.
-
-    Covariance over all pairs of measured pixels of the same day in the shell n − ½ ≤ r < n + ½, divided by the
-    variance; the mean of all residuals is taken off. Land masks and NaNs are left out.
-    """
-    measured = (valid & ~residuals.isnan()).expand_as(residuals)
-    mean = residuals[measured].double().mean()
-    values = torch.where(measured, residuals.double() - mean, 0.0)
-    lags, covariance = _pair_means([values], measured, max_lag)
-    return lags, covariance[0] / float(values.square().sum() / measured.sum())
-
-
-@torch.no_grad()
 def latent_correlogram(scores: Tensor, cut: Tensor, valid: Tensor, max_lag: int) -> tuple[np.ndarray, np.ndarray]:
-    """As :func:`correlogram`, of the Gaussian field g of which only the part above a cut was seen.
+    """Mean distances in pixels and correlations, at 1 … max_lag pixels, of a field g seen above a cut only.
+
+    A shell is all pairs of measured pixels of the same day at n − ½ ≤ r < n + ½; one without a pair has NaN.
 
     The seen part is a(g; c) = g where g > c, else E[g | g ≤ c]. With its Hermite coefficients h_n(c) = E[a He_n(g)],
     Mehler's formula gives cov(a_i, a_j) = Σ_n h_n(c_i) h_n(c_j) ρ^n/n!: the ρ of each shell is the one whose sum over

@@ -20,10 +20,10 @@ from nbhelpers.core.runtime import pick_device
 from nbhelpers.stages.rainfall_cvae.batches import Batch
 from nbhelpers.stages.rainfall_cvae.data import Days
 from nbhelpers.stages.rainfall_cvae.facts import static_maps
+from nbhelpers.stages.rainfall_cvae.transform import MOST_LOG
 
 WIDTHS = (32, 16)  # channels on the coarse and on the fine grid
 LR = 3e-3
-MOST = 8.0  # log(1 + mm/day) of 3 m of rain
 # Rain ``(H, W)`` in mm/day to go with a day's weather: draws, or None for what was observed.
 Fields = Sequence[NDArray[np.float32] | None]
 
@@ -84,7 +84,7 @@ class Downscaler(nn.Module):
     @torch.no_grad()
     def rain(self, batch: Batch) -> Tensor:
         """``(B, 1, H, W)`` mm/day."""
-        return self(batch.x.to(self.statics.device)).clamp(max=MOST).expm1()[:, None]
+        return self(batch.x.to(self.statics.device)).clamp(max=MOST_LOG).expm1()[:, None]
 
 
 def train_downscaler(days: Days, training: Training, added: Mapping[int, Fields] | None = None) -> Downscaler:

@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from nbhelpers.stages.rainfall_cvae.baselines import oracle
-from nbhelpers.stages.rainfall_cvae.batches import Batch, loader
+from nbhelpers.stages.rainfall_cvae.batches import EVAL_BATCH, Batch, loader, spaced
 from nbhelpers.training.task import Predictor
 
 if TYPE_CHECKING:
     from nbhelpers.stages.rainfall_cvae.task import RainfallTask
 
-BATCH = 16  # days at once, each with all its members
 MEMBERS = 8  # of the model: days, and not the members of one, are what tails are known by
 COMPARED = ("oracle", "analogues", "climatology", "bilinear")  # with the model, as far as there are such
 
@@ -30,12 +29,6 @@ class Drawn:
     days: tuple[int, ...]
     observed: Tensor  # (N, H, W) mm/day, NaN where not measured
     members: Mapping[str, Tensor]  # (N, K, H, W) mm/day by predictor, the model first
-
-
-def spaced(days: Sequence[int], most: int) -> tuple[int, ...]:
-    """At most so many of the days, evenly spaced."""
-    n = len(days)
-    return tuple(days) if n <= most else tuple(days[i * n // most] for i in range(most))
 
 
 def heaviest_days(task: RainfallTask, split: str, count: int) -> tuple[int, ...]:
@@ -78,7 +71,7 @@ def draw_days(task: RainfallTask, *, split: str = "test", most: int = 120) -> Dr
     who = predictors(task)
     found: dict[str, list[Tensor]] = {name: [] for name in who}
     observed = []
-    for batch in loader(task.days, days, batch_size=BATCH):
+    for batch in loader(task.days, days, batch_size=EVAL_BATCH):
         observed.append(batch.y)
         for name, predictor in who.items():
             found[name].append(predictor(batch).cpu())

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from nbhelpers.stages.rainfall_cvae.model import Cvae
 
 RAIN = "rain"  # key of the high-resolution rain among the fields
+DRY_BATCHES = 0.01  # share of the batches from which on their dryness is worth a remark
 HEAD_GAIN = 0.3  # of the untrained head's weights: it starts near the climate and not at a random one
 
 
@@ -117,6 +118,19 @@ def _span(years: list[int]) -> str:
     return f"{years[0]}–{years[-1]}" if whole else ", ".join(map(str, years))
 
 
+def _dry_batches(days: Days, config: Config) -> list[str]:
+    """What to say of batches of dry days only: they are legal, but there is no amount in them to learn from."""
+    heavy, dry = (sum(days.category[day] == name for day in days.split["train"]) for name in ("heavy", "dry"))
+    share = dry / (len(days.split["train"]) + (config.heavy_oversampling - 1) * heavy)
+    if (batches := share**config.batch_size) < DRY_BATCHES:
+        return []
+    return [
+        f"About {batches:.0%} of the batches will be all dry: {share:.0%} of the days that are drawn are, and a batch "
+        f"has {config.batch_size} of them. Such a batch teaches where it stays dry and nothing about amounts: raise "
+        "batch_size or heavy_oversampling."
+    ]
+
+
 def remarks(days: Days, config: Config) -> list[str]:
     """What a reader of the report must know first."""
     found = []
@@ -126,6 +140,7 @@ def remarks(days: Days, config: Config) -> list[str]:
         found.append(f"{days.missing:.3%} of the land pixels of all days are missing; they are masked.")
     if days.unreadable:
         found.append(f"{len(days.unreadable)} training days cannot be read and are left out.")
+    found += _dry_batches(days, config)
     if config.early_stopping_metric == "l_rec":
         found.append(
             "Checkpoints are selected by l_rec, the error of a reconstruction that has seen the day: it is volatile "

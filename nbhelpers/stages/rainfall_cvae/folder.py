@@ -19,6 +19,12 @@ from nbhelpers.stages.rainfall_cvae.thresholds import category, thresholds
 Day = tuple[date, NDArray, NDArray]  # date, x (C, h, w), y (H, W) mm/day
 
 
+def check_new(folder: Path) -> None:
+    """``UserError`` if there is anything at this place that writing days there would mix with."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} holds files already: delete it, or choose another folder for these days.")
+
+
 def write_days(
     folder: Path,
     days: Iterable[Day],
@@ -52,8 +58,7 @@ def write_days(
         UserError: the folder holds something, statics or shapes that do not fit, dates that do not rise, too few
             years, hardly any rain in the training years.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} holds files already: delete it, or choose another folder for these days.")
+    check_new(folder)
     static = {key: np.asarray(value, np.float32) for key, value in statics.items()}
     size = _check_statics(static)
     _check_channels(channels, x_units)

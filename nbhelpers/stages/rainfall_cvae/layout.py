@@ -37,6 +37,19 @@ def metadata_file(folder: Path, name: str) -> Path:
     return folder / METADATA_FOLDER / name
 
 
+EXAMPLES = {
+    SPLIT_NAME: '{"train": [0, 1], "val": [2], "test": [3]}',
+    DATES_NAME: '{"000000": "1990-01-01"}',
+    CATEGORIES_NAME: '{"dry": [0], "moderate": [1, 2], "heavy": [3]}',
+    THRESHOLDS_NAME: '{"P90": 18, "P95": 26, "P99": 47, "P99.5": 56, "units": "mm/day", "wet": 1.0, "years": [1990]}',
+    SIZE_NAME: '{"H": 156, "W": 132}',
+    DATASET_NAME: (
+        '{"name": "mine", "source": "", "simulated": false, "channels": ["pr"], "x_units": {"pr": "mm/day"}, '
+        '"factor": 12, "pixel_km": 5}'
+    ),
+}  # of what `metadata` holds
+
+
 def write_json(folder: Path, name: str, value: Any) -> None:
     """``value`` as ``metadata/<name>`` in ``folder``."""
     path = metadata_file(folder, name)
@@ -50,8 +63,8 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     path = metadata_file(folder, name)
     if not path.is_file():
         raise UserError(
-            f"{path} is not there: point --data-dir at a folder made by `nbhelpers data prepare rainfall` or "
-            "`nbhelpers data simulate rainfall-cvae`, or make it again."
+            f"{path} is not there: point --data-dir at a folder made by `nbhelpers data prepare rainfall-cvae` or "
+            f"`nbhelpers data simulate rainfall-cvae`, or write it, e.g. {EXAMPLES[name]}."
         )
     try:
         value = json.loads(path.read_text(encoding="utf-8"))

@@ -90,10 +90,6 @@ class Hurdle:
         logit, *tail = at_least_float32(raw).unbind(1)
         return logit.sigmoid() * (self.wet + self._mean_excess(tail))
 
-    def median(self, raw: Tensor) -> Tensor:
-        """Median rain ``(B, H, W)`` in mm/day: 0 where p ≤ ½; without gradient."""
-        return self.quantile(raw, torch.full_like(at_least_float32(raw[:, 0]), 0.5))
-
     @torch.no_grad()
     def cdf(self, raw: Tensor, y: Tensor) -> Tensor:
         """P(Y ≤ y) for y in mm/day: ``(B, H, W)`` or members ``(B, K, H, W)`` of the same raw maps; no gradient.

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from nbhelpers.science.fractions import rapsd, rapsd_wavelengths
 from nbhelpers.stages.rainfall_cvae import metadata
-from nbhelpers.stages.rainfall_cvae.batches import Batch
+from nbhelpers.stages.rainfall_cvae.batches import Batch, spaced
 from nbhelpers.stages.rainfall_cvae.drawing import WHO, colour_bar, name_of, show_map, show_rain, tidy
-from nbhelpers.stages.rainfall_cvae.drawn import Drawn, batch_of, heaviest_days, spaced
+from nbhelpers.stages.rainfall_cvae.drawn import Drawn, batch_of, heaviest_days
 from nbhelpers.stages.rainfall_cvae.layout import LAND, PR, WET
+from nbhelpers.stages.rainfall_cvae.verdict import FINE
 
 if TYPE_CHECKING:
     from nbhelpers.stages.rainfall_cvae.task import RainfallTask
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 COLUMNS = 6  # maps of predictors in a row
 HISTOGRAM_DAYS = 400  # training days in the histogram, evenly spaced
 BINS = 60
-FINE = (0.7, 1.4)  # power over that observed: the band that a model should stay in
 TICKS = (5, 10, 15, 20, 30, 50, 100, 200, 500, 1000, 2000)  # km
 STATIC_UNITS = {"km": "km", "m": "m", "deg": "degrees"}  # by how the name of a static map ends
 

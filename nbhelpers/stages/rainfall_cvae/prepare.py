@@ -18,7 +18,7 @@ from scipy.ndimage import distance_transform_edt
 from nbhelpers.core.errors import UserError
 from nbhelpers.core.manifest import say
 from nbhelpers.stages.rainfall_cvae.coarsen import block_means
-from nbhelpers.stages.rainfall_cvae.folder import Day, write_days
+from nbhelpers.stages.rainfall_cvae.folder import Day, check_new, write_days
 from nbhelpers.stages.rainfall_cvae.grid import covering, distance_to_sea, in_box, pixel_km
 from nbhelpers.stages.rainfall_cvae.layout import COAST, LAND, PR
 from nbhelpers.stages.rainfall_cvae.netcdf import Series, cut
@@ -70,7 +70,7 @@ def prepare_rain(
         UserError: files that are absent, unreadable or not daily, an unknown variable or unit, a grid that is not
             regular or smaller than two blocks, negative rain, no land, too few years.
     """
-    _check_new(folder)
+    check_new(folder)  # before files are read for minutes
     rain = open_rain(files, variable)
     if box is not None:
         rain = cut(rain, *in_box(rain.grid, box))
@@ -123,7 +123,7 @@ def prepare_downscaling(
         UserError: as :func:`prepare_rain`; a variable without a file, grids that do not fit into one another, no
             common day, missing values in a predictor.
     """
-    _check_new(folder)
+    check_new(folder)  # before files are read for minutes
     coarse = {name: open_predictor(predictors, name) for name in channels}
     first = next(iter(coarse.values()))
     for name, one in coarse.items():
@@ -152,12 +152,6 @@ def prepare_downscaling(
     source = f"{fine.about}; predictors: {first.about}"
     _write(folder, fields(), fine, on_land, channels=tuple(channels), source=source, years=_all_years(years, days))
     return folder
-
-
-def _check_new(folder: Path) -> None:
-    """Before files are read for minutes; ``write_days`` asks again."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} holds files already: delete it, or choose another folder for these days.")
 
 
 def _whole_blocks(rain: Series, factor: int) -> Series:

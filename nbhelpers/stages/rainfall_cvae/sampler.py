@@ -16,9 +16,8 @@ from nbhelpers.stages.rainfall_cvae.copula import Correlation, correlated_unifor
 from nbhelpers.stages.rainfall_cvae.data import Days
 from nbhelpers.stages.rainfall_cvae.likelihood import Hurdle
 from nbhelpers.stages.rainfall_cvae.model import Cvae, draw
-from nbhelpers.stages.rainfall_cvae.transform import RainTransform
+from nbhelpers.stages.rainfall_cvae.transform import MOST_LOG, RainTransform
 
-MOST = 8.0  # log(1 + mm/day) of 3 m of rain: further out expm1 overflows before training can call it back
 Source = Literal["prior", "posterior"]
 
 
@@ -73,7 +72,7 @@ class Sampler:
     def rain(self, raw: Tensor) -> Tensor:
         """``(B, H, W)`` mm/day of it; below 0 only where no activation forbids it, so that it has a gradient there."""
         value = self.output(raw)
-        return self.transform.inverse(value.clamp(max=MOST) if self.transform.kind == "log1p" else value)
+        return self.transform.inverse(value.clamp(max=MOST_LOG) if self.transform.kind == "log1p" else value)
 
     def expected(self, raw: Tensor) -> Tensor:
         """``(B, H, W)`` mm/day: the mean of the rain that these maps stand for."""

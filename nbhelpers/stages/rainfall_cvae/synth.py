@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from nbhelpers import __version__
 from nbhelpers.core.disk import check_room, disk_errors, file_sha256, whole_folder
 from nbhelpers.core.errors import UserError
-from nbhelpers.stages.rainfall_cvae.batches import loader
+from nbhelpers.stages.rainfall_cvae.batches import EVAL_BATCH, loader
 from nbhelpers.stages.rainfall_cvae.data import Days
 from nbhelpers.stages.rainfall_cvae.facts import describe_data
 from nbhelpers.stages.rainfall_cvae.layout import UNITS
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 FORECASTS = "synth"  # the folder in a run's folder
 PROVENANCE = "provenance.json"
 FORMAT = 1  # of the provenance; raised when its keys change
-BATCH = 16  # days at once, a member after the other
 KEYS = ("mode", "split", "data", "files")  # that a reader needs
 FILE_KEYS = ("file", "day", "date", "category", "drawn", "sha256")
 WORDS = {"prior": "sample", "posterior": "posterior"}  # in the files' names
@@ -118,7 +117,7 @@ def _drawn(
     for module in modules:
         module.eval()
     try:
-        for batch in loader(task.days, chosen, batch_size=BATCH):
+        for batch in loader(task.days, chosen, batch_size=EVAL_BATCH):
             members = task.sampler.members(batch, wanted.K, seed=wanted.seed, source=wanted.mode)
             for day, of_day in zip(batch.days, members.float().cpu().numpy(), strict=True):
                 for number, rain in enumerate(of_day):

@@ -18,7 +18,7 @@ from nbhelpers.core.runtime import pick_device
 from nbhelpers.science.ensemble import block_means
 from nbhelpers.stages.rainfall_cvae import baselines, facts, losses, split
 from nbhelpers.stages.rainfall_cvae.augment import Augmentation
-from nbhelpers.stages.rainfall_cvae.batches import Batch, loader, training_order
+from nbhelpers.stages.rainfall_cvae.batches import EVAL_BATCH, Batch, loader, spaced, training_order
 from nbhelpers.stages.rainfall_cvae.config import RATIO, Config
 from nbhelpers.stages.rainfall_cvae.data import Days, open_days
 from nbhelpers.stages.rainfall_cvae.facts import RAIN
@@ -47,7 +47,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 STAGE = "rainfall-cvae"
-EVAL_BATCH = 16  # days at once while scoring, each with all its members
 
 
 class RainfallTask:
@@ -190,7 +189,7 @@ class RainfallTask:
         """The days of a split that are scored, evenly spaced where not all are."""
         days = self.days.split[split]
         most = {"val": self.config.eval_days, "test": self.config.test_days}.get(split)
-        return days if most is None or most >= len(days) else tuple(days[i * len(days) // most] for i in range(most))
+        return days if most is None else spaced(days, most)
 
     def updates(self, batch: Batch, phase: Phase) -> Iterator[Update]:
         if not len(batch.y):
@@ -203,7 +202,7 @@ class RainfallTask:
         raw, latent = self.modules["cvae"](
             inputs.x, sampler.seen(inputs), inputs.valid, inputs.statics, from_prior, noise
         )
-        weight = batch.weight.to(device)
+        weight = batch.weight.to(device) if self._hurdle is not None else torch.ones(n, device=device)
         if self._hurdle is not None:
             yield Update("cvae", raw, self.terms(inputs, weight, latent))
             return
@@ -216,7 +215,8 @@ class RainfallTask:
         """The summands of the loss: functions of raw maps under hurdle_gamma, else of rain ``(B, H, W)`` in mm/day.
 
         Args:
-            weight: ``(B,)``, undoes the oversampling of heavy days.
+            weight: ``(B,)``, undoes the oversampling of heavy days, so that a likelihood is that of the days as they
+                are. Errors are to weigh the days as they are drawn: that is what oversampling is for there.
             latent: what the KL is taken of; None leaves it out.
         """
         config, rain, valid = self.config, inputs.rain, inputs.valid

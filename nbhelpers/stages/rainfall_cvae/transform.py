@@ -13,6 +13,7 @@ from nbhelpers.stages.rainfall_cvae.data import Days
 
 Kind = Literal["none", "log1p", "zscore"]
 KINDS = ("none", "log1p", "zscore")
+MOST_LOG = 8.0  # log(1 + mm/day) of 3 m of rain: further out expm1 overflows before training can call it back
 LEAST_STD = 1e-3  # mm/day: a pixel whose rain varies less is only shifted, not scaled
 
 

@@ -120,6 +120,12 @@ class Diagnosis:
             "l_kl": (self._mean("l_kl"), "nats a land pixel"),
         }
         known["loss"] = (known["l_rec"][0] + self._task.config.beta_kl * known["l_kl"][0], f"{unit}, l_rec + beta l_kl")
+        for name in ("x", "z"):
+            if f"{name}_shuffled" in self._sums:
+                known[f"{name}_shuffled_crps"] = (
+                    self._mean(f"{name}_shuffled"),
+                    f"mm/day, with the {name} of another day" + (", of days that it has seen" if name == "z" else ""),
+                )
         if self.active_units is not None:
             known["posterior_crps"] = (self._mean("posterior"), "mm/day, of days that the latent has seen")
             known["active_units"] = (float(self.active_units[0]), f"of {self.active_units[1]} latents")

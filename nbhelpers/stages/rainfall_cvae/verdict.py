@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from statistics import median
 from typing import Any
 
 from nbhelpers.core.errors import UserError
+from nbhelpers.stages.rainfall_cvae.config import armed_after
 from nbhelpers.training.metrics import MIN_GROUPS
 from nbhelpers.training.task import Gate, Verdict
 
@@ -18,6 +20,7 @@ POINTS = 3.0  # percentage points that wet frequencies may be off
 SPREAD = (0.8, 1.25)  # spread over error
 FINE = (0.7, 1.4)  # power at the finest wavelengths over the observed
 CONTROL = 1.01  # CRPS over that of the run without a latent: seeds differ by as much
+NEEDED = 0.99  # of that CRPS, below which the latent is worth having
 DEARER = 1.05  # what a better tail may make of the error over all pixels
 VOLATILE = 0.2  # change of the validation loss from one epoch to the next
 OVERFIT = 1.1  # validation loss at the end over its best, while the training loss still falls
@@ -37,7 +40,7 @@ def gates(
     found += [_quantile(report, name) for name in ("p99_ratio", "p999_ratio")]
     found += [_frequency(report, name) for name in ("wet_frequency_01", "wet_frequency_1")]
     found += [_within(report, f"spread_skill_{scale}", SPREAD, f"spread over error per {scale}") for scale in SCALES]
-    found.append(_within(report, "rapsd_ratio", FINE, "power of the finest rain over the observed"))
+    found.append(_fine_power(report))
     found.append(_uses_weather(report))
     if (steady := steady_gate(report, history)) is not None:
         found.append(steady)
@@ -81,22 +84,15 @@ def _tail_is_off(config: Mapping[str, Any]) -> bool:
 
 def steady_gate(report: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> Gate | None:
     """Whether the validation loss is steady once the warm-up is over; None when there are no two such epochs."""
-    settled = [row["val_loss"] for row in history if row["epoch"] > armed(report["config"])]
+    settled = [row for row in history if row["epoch"] > armed_after(report["config"])]
     if len(settled) < 2:
         return None
-    worst = max(abs(b - a) / max(abs(a), 1e-9) for a, b in zip(settled[:-1], settled[1:], strict=True))
+    worst = max(change for column in _watched(report["config"]) for change in _changes(settled, column))
     return Gate(
         f"validation loss changes by less than {VOLATILE:.0%} an epoch after the warm-up",
         worst < VOLATILE,
         f"at most {worst:.1%} over {len(settled)} epochs",
     )
-
-
-def armed(config: Mapping[str, Any]) -> int:
-    """Epoch from which checkpoints are ranked."""
-    if config["armed_after"] is not None:
-        return config["armed_after"]
-    return math.ceil(config["warmup_epochs"]) if config["d_z"] else 0
 
 
 def verdict(
@@ -124,14 +120,22 @@ def verdict(
     found = _of_training(report, history)
     if found is not None:
         return found
-    failed = [gate.name for gate in gates(report, history) if gate.passed is False]
-    if [name for name in failed if name.startswith(("P99", "P99.9"))]:
+    judged = gates(report, history)
+    failed = [gate.name for gate in judged if gate.passed is False]
+    if [name for name in failed if name.startswith("P99")]:
         return Verdict(
             "extremes poor",
             f"{_quantiles(report)} of the {'oracle' if ORACLE in report['baselines'] else 'observed'}.",
-            _cure_of_extremes(config),
+            _cure_of_extremes(report),
         )
     compared = [] if reference is None else reference_gates(report, reference)
+    unseen = [gate.name for gate in (*judged, *compared) if gate.passed is None]
+    if unseen:
+        return Verdict(
+            "undecided",
+            f"There is too little heavy rain among the scored days to say: {'; '.join(unseen)}.",
+            "score more days (test_days, more years).",
+        )
     if worse := [f"{gate.name}: {gate.value}" for gate in compared if gate.passed is False]:
         return Verdict(
             "worse than the reference", f"{'; '.join(worse)}.", "lower tail_share, or the weight of the latent."
@@ -140,24 +144,25 @@ def verdict(
         return Verdict(
             "better than the baselines, not calibrated",
             f"Failed: {'; '.join(failed)}.",
-            "use hurdle_gamma, whose members have the spread of the errors, and train for longer.",
+            _cure_of_calibration(report["config"]),
         )
     return Verdict(
         "believable extremes",
         f"CRPS {_value(report, 'crps'):.3f} mm/day, better than {', '.join(NULLS)}; {_quantiles(report)}; spread and "
-        f"error agree at all scales; {_latent(report, history)}.",
-        "sample heavy training days for augmentation (predict --mode prior), and compare with d_z 0 (--reference).",
+        f"error agree at all scales; {_latent(report, history, reference)}{_warned(report)}.",
+        "sample heavy training days for augmentation (predict --mode prior)"
+        + (", and compare with d_z 0 (--reference)." if config["d_z"] and reference is None else "."),
     )
 
 
 def _of_training(report: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> Verdict | None:
     """What the history tells by itself."""
     config = report["config"]
-    settled = [row for row in history if row["epoch"] > armed(config)]
+    settled = [row for row in history if row["epoch"] > armed_after(config)]
     if not settled:
         return Verdict(
             "stopped in the warm-up",
-            f"The run has {len(history)} epochs; checkpoints count from epoch {armed(config) + 1} on.",
+            f"The run has {len(history)} epochs; checkpoints count from epoch {armed_after(config) + 1} on.",
             "run it again: it goes on where it stopped.",
         )
     if len(history) < min(EARLY, config["epochs"]) and _ran_out(config, settled):
@@ -166,15 +171,15 @@ def _of_training(report: Mapping[str, Any], history: Sequence[Mapping[str, Any]]
             f"It stopped after {len(history)} of {config['epochs']} epochs.",
             "raise early_stopping_patience to 30–40 and run it again: it goes on.",
         )
-    losses = [row["val_loss"] for row in settled]
-    changes = [abs(b - a) / max(abs(a), 1e-9) for a, b in zip(losses[:-1], losses[1:], strict=True)]
+    changes = max((_changes(settled, column) for column in _watched(config)), key=lambda found: median(found or [0.0]))
     if changes and median(changes) >= VOLATILE:
         return Verdict(
             "volatile",
-            f"The validation loss changes by {median(changes):.0%} an epoch.",
+            f"The error on validation changes by {median(changes):.0%} an epoch.",
             "lower lambda_ext to 1.0 or give tail_share 0.3 instead, or raise batch_size to 128.",
         )
-    train = [row["train_total"] for row in settled]
+    losses = [row["val_loss"] for row in settled]
+    train = [row["train_mae" if config["likelihood"] == "tail_mae" else "train_total"] for row in settled]
     if len(losses) > 2 and losses[-1] > OVERFIT * min(losses) and train[-1] <= min(train):
         return Verdict(
             "overfitted",
@@ -190,10 +195,34 @@ def _of_training(report: Mapping[str, Any], history: Sequence[Mapping[str, Any]]
     return None
 
 
-def _cure_of_extremes(config: Mapping[str, Any]) -> str:
+def _watched(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """What tells whether training is steady: under tail_mae the validation loss knows nothing of the tail."""
+    return ("val_loss", "val_mae_tail") if config["likelihood"] == "tail_mae" else ("val_loss",)
+
+
+def _changes(rows: Sequence[Mapping[str, Any]], column: str) -> list[float]:
+    """From each epoch to the next, as a share of the first; of epochs in which it is defined."""
+    values = [row[column] for row in rows if row[column] is not None]
+    return [abs(after - before) / max(abs(before), 1e-9) for before, after in pairwise(values)]
+
+
+def _warned(report: Mapping[str, Any]) -> str:
+    names = dict.fromkeys(found["name"] for found in report["guards"] if found["severity"] == "warn")
+    return f"; guards have warned: {', '.join(names)}" if names else ""
+
+
+def _cure_of_calibration(config: Mapping[str, Any]) -> str:
+    if config["likelihood"] == "tail_mae":
+        return "use hurdle_gamma, whose members have the spread of the errors."
+    return "train for longer, and score more validation days (eval_days): the noise of the members is fitted on them."
+
+
+def _cure_of_extremes(report: Mapping[str, Any]) -> str:
+    config = report["config"]
     if config["likelihood"] == "tail_mae":
         return "raise tail_share, oversample heavy days, select by mae_tail; or take likelihood hurdle_gamma."
-    tail = "take tail gpd, or " if config["tail"] == "gamma" else ""
+    other = "gamma" if _relative_to_truth(report, "p999_ratio") > 1 else "gpd"  # the lighter tail, or the heavier one
+    tail = "" if config["tail"] == other else f"take tail {other}, or "
     return f"{tail}train on more years or for more epochs, and select by tw_crps (early_stopping_metric)."
 
 
@@ -210,12 +239,19 @@ def _row_of(report: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> 
     return next((row for row in history if row["step"] == step), {})
 
 
-def _latent(report: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> str:
-    """What the latent does for prior members: active units of the posterior do not say it."""
+def _latent(
+    report: Mapping[str, Any], history: Sequence[Mapping[str, Any]], reference: Mapping[str, Any] | None
+) -> str:
+    """What the latent does for prior members: active units of the posterior do not say it, a run without one does."""
     share = _row_of(report, history).get("val_z_share")
     if not report["config"]["d_z"] or share is None:
         return "there is no latent"
-    return f"the latent makes {share:.1%} of the variance of prior members, the likelihood's own noise the rest"
+    said = f"the latent makes {share:.1%} of the variance of prior members, the likelihood's own noise the rest"
+    if reference is None or reference["config"]["d_z"]:
+        return said
+    ratio = _value(report, "crps") / _value(reference, "crps")
+    needed = "is needed" if ratio < NEEDED else "is not needed"
+    return f"{said}; with {ratio:.3f} of the CRPS without one, it {needed}"
 
 
 def _value(report: Mapping[str, Any], metric: str) -> float:
@@ -278,6 +314,18 @@ def _within(report: Mapping[str, Any], metric: str, bounds: tuple[float, float],
     if math.isnan(value):
         return Gate(f"{what} between {low:g} and {high:g}", None, "undefined")
     return Gate(f"{what} between {low:g} and {high:g}", low <= value <= high, f"{value:.3f}")
+
+
+def _fine_power(report: Mapping[str, Any]) -> Gate:
+    """Of every fine octave by itself: too much in one and too little in the next would cancel."""
+    low, high = FINE
+    name = f"power of the finest octaves over the observed between {low:g} and {high:g}"
+    entry = report["metrics"]["rapsd_ratio"]
+    octaves = {label: one["value"] for label, one in entry.get("by_label", {"all": entry}).items()}
+    if any(value is None for value in octaves.values()):
+        return Gate(name, None, "undefined")
+    said = ", ".join(f"{label} {value:.3f}" for label, value in octaves.items())
+    return Gate(name, all(low <= value <= high for value in octaves.values()), said)
 
 
 def _uses_weather(report: Mapping[str, Any]) -> Gate:
