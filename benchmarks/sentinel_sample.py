@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nbhelpers.science.sentinel2 import LEVEL_1C
 from nbhelpers.stages.super_resolution.cut import cut_scenes
 from nbhelpers.stages.super_resolution.patch import (
     BANDS,
@@ -21,7 +22,6 @@ from nbhelpers.stages.super_resolution.patch import (
     band_file,
     write_patch,
 )
-from nbhelpers.stages.super_resolution.raster import LEVEL_1C
 
 SERIES = "series"  # place of the five dates, which have no georeference
 TILE_SIDE = 112  # half of a scene of 224 pixels, and a multiple of 8

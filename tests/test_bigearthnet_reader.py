@@ -22,10 +22,10 @@ from nbhelpers.cli import main
 from nbhelpers.core.errors import UserError
 from nbhelpers.core.manifest_format import load_manifest
 from nbhelpers.core.unpack import unpack
+from nbhelpers.science.sentinel2 import LEVEL_1C, band_in, offset_in_name
 from nbhelpers.stages.super_resolution.cut import cut_scenes
 from nbhelpers.stages.super_resolution.folder import PLACES_NAME, PatchFolder
 from nbhelpers.stages.super_resolution.geotiff import read_scene
-from nbhelpers.stages.super_resolution.offset import offset_in_name
 from nbhelpers.stages.super_resolution.patch import (
     BANDS,
     DEFAULT_BANDS,
@@ -36,7 +36,6 @@ from nbhelpers.stages.super_resolution.patch import (
     write_patch,
 )
 from nbhelpers.stages.super_resolution.place import mgrs_square, tile_in_name
-from nbhelpers.stages.super_resolution.raster import LEVEL_1C, band_in
 
 # --- bands and names ----------------------------------------------------------------------------------------------
 

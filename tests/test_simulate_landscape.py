@@ -13,12 +13,11 @@ import rasterio
 from scipy.ndimage import gaussian_filter, zoom
 
 from nbhelpers.core.errors import UserError
-from nbhelpers.stages.super_resolution.canvas import measure
+from nbhelpers.science.landscape.regions import CROPS, MATERIALS, REGIONS, ROOFS
 from nbhelpers.stages.super_resolution.folder import PatchFolder
-from nbhelpers.stages.super_resolution.landscape import landscape
+from nbhelpers.stages.super_resolution.landscape import landscape, measure
 from nbhelpers.stages.super_resolution.patch import BANDS, DEFAULT_BANDS, V2_NAME, band_file
 from nbhelpers.stages.super_resolution.place import place_of, tile_in_name
-from nbhelpers.stages.super_resolution.regions import CROPS, MATERIALS, REGIONS, ROOFS
 from nbhelpers.stages.super_resolution.simulate import (
     MOST_PLACES,
     SQUARES,

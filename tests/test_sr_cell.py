@@ -180,8 +180,8 @@ def test_the_patches_of_a_split(tmp_path: Path) -> None:
     assert not np.allclose(image, truth.numpy(), atol=1e-3), "it was made from the input, not copied from the truth"
     with pytest.raises(UserError, match="exists already"):
         write_forecasts(task, folder, split="test", checkpoint="c0ffee")
-    with pytest.raises(UserError, match="'all' is unknown: choose one of train, val, test"):
-        write_forecasts(task, tmp_path / "other", split="all", checkpoint="c0ffee")
+    with pytest.raises(UserError, match="'tests' is unknown: choose one of train, val, test, all"):
+        write_forecasts(task, tmp_path / "other", split="tests", checkpoint="c0ffee")
 
 
 def test_runs_that_cannot_be_used(run: Run, tmp_path: Path) -> None:

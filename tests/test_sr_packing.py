@@ -14,7 +14,6 @@ from rasterio.transform import Affine
 from sentinel import product, real_places, scene, write_metadata, write_v2
 
 from nbhelpers.cli import main
-from nbhelpers.cli.common import STAGES
 from nbhelpers.core.errors import UserError
 from nbhelpers.stages.super_resolution import pack as pack_module
 from nbhelpers.stages.super_resolution.pack import pack
@@ -204,7 +203,6 @@ def test_real_patches(real_data: Path, tmp_path: Path) -> None:
     assert len(own) == 21 and all((own[p.index] == packed[there[p.id]]).all() for p in own.patches)
 
 
-@pytest.mark.skipif("super-resolution" not in STAGES, reason="the stage has no commands yet")
 def test_the_commands(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     packed = tmp_path / "packed"
     pack_it = ["data", "pack", "super-resolution", "--data-dir", str(folder), "--to", str(packed)]

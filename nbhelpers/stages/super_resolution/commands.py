@@ -8,6 +8,7 @@ from nbhelpers.core.knobs import DROWNING_SHARE, INERT_SHARE
 from nbhelpers.stages.super_resolution.balance import measure_balance
 from nbhelpers.stages.super_resolution.config import SIMULATED, Config
 from nbhelpers.stages.super_resolution.cut import cut_scenes
+from nbhelpers.stages.super_resolution.opt_v2_files import ForecastOptions
 from nbhelpers.stages.super_resolution.pack import pack
 from nbhelpers.stages.super_resolution.predict import FORECASTS, predict_scenes, write_forecasts
 from nbhelpers.stages.super_resolution.quick_check import quick_check, require
@@ -17,6 +18,7 @@ from nbhelpers.stages.super_resolution.task import SuperResolutionTask as Task
 __all__ = [
     "FORECASTS",
     "Config",
+    "ForecastOptions",
     "Task",
     "advice",
     "cut_scenes",

@@ -16,8 +16,8 @@ from tqdm.auto import tqdm
 
 from nbhelpers.core.disk import disk_errors, file_sha256
 from nbhelpers.core.errors import UserError
+from nbhelpers.science.sentinel2 import LEVEL_1C, bands_of, offset_of_scene
 from nbhelpers.stages.super_resolution.folder import PLACES_NAME, opened
-from nbhelpers.stages.super_resolution.offset import offset_of_scene
 from nbhelpers.stages.super_resolution.patch import (
     BANDS,
     DN_PER_REFLECTANCE,
@@ -30,7 +30,6 @@ from nbhelpers.stages.super_resolution.patch import (
     write_patch,
 )
 from nbhelpers.stages.super_resolution.place import mgrs_square, tile_in_name
-from nbhelpers.stages.super_resolution.raster import LEVEL_1C, bands_of
 
 SHIFT = 1000  # DN added to patches with values below 1, as in products of baseline 04.00, so that 0 stays "no data"
 MAX_REFLECTANCE = 20.0  # floats above it are digital numbers or something else

@@ -17,8 +17,9 @@ from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from tqdm.auto import tqdm
 
 from nbhelpers.core.errors import UserError
-from nbhelpers.stages.super_resolution.metadata import find_metadata, read_metadata
-from nbhelpers.stages.super_resolution.offset import offset_in_name, offset_in_tags
+from nbhelpers.science.bigearthnet_metadata import find_metadata
+from nbhelpers.science.sentinel2 import offset_in_name, offset_in_tags
+from nbhelpers.stages.super_resolution.metadata import read_metadata
 from nbhelpers.stages.super_resolution.patch import (
     BANDS,
     DEFAULT_BANDS,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -14,19 +12,17 @@ import numpy as np
 import rasterio
 import torch
 from numpy.typing import NDArray
-from rasterio.errors import NotGeoreferencedWarning, RasterioError
+from rasterio.errors import RasterioError
 from rasterio.transform import Affine
 from torch import Tensor
 
-from nbhelpers.core.disk import check_room, disk_errors
 from nbhelpers.core.errors import UserError
-from nbhelpers.stages.super_resolution.offset import high_darks, offset_of_scene
+from nbhelpers.science.geotiff import quiet, write_reflectance
+from nbhelpers.science.sentinel2 import band_in, bands_of, high_darks, offset_of_scene
 from nbhelpers.stages.super_resolution.patch import DN_PER_REFLECTANCE, NODATA, moved
-from nbhelpers.stages.super_resolution.raster import band_in, bands_of
 
 LOWEST, HIGHEST = -0.5, 10.0  # reflectance; what lies outside is in other units, or is an undeclared no-data value
 SUFFIXES = (".tif", ".tiff", ".jp2")
-BLOCK = 256  # pixels along a side of the written file's tiles
 
 
 @dataclass(frozen=True)
@@ -119,36 +115,8 @@ def write_scene(path: Path, image: Tensor, *, like: Scene, scale: int, tags: Map
     """
     if path.resolve() in {one.resolve() for one in like.source}:
         raise UserError(f"{path} is the scene that was read: choose another file to write to.")
-    count, height, width = image.shape
-    profile = {
-        "driver": "GTiff", "dtype": "float32", "count": count, "height": height, "width": width, "nodata": np.nan,
-        "tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK, "interleave": "band", "compress": "deflate",
-        "predictor": 3, "bigtiff": "IF_SAFER", "num_threads": "ALL_CPUS",
-        "crs": like.crs, "transform": moved(like.transform, size=1 / scale),
-    }  # fmt: skip
-    part = path.with_name(path.name + ".part")
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        check_room(path.parent, image.numel() * image.element_size(), str(path))
-        try:
-            with _quiet(), rasterio.open(part, "w", **profile) as file:
-                file.update_tags(**tags)
-                for number, (band, name) in enumerate(zip(image, like.bands, strict=True), start=1):
-                    file.write(band.numpy(), number)
-                    file.set_band_description(number, name)
-            # GDAL says nothing of a disk that gets full while it closes a file.
-            with _quiet(), rasterio.open(part) as file:
-                for number, band in enumerate(image, start=1):
-                    if not np.array_equal(file.read(number), band.numpy(), equal_nan=True):
-                        raise UserError(f"{path} does not hold what was written to it: check the disk and run again.")
-            os.replace(part, path)
-        except RasterioError as error:
-            raise UserError(
-                f"{path} could not be written ({error}): make room on that disk or choose another one with --to."
-            ) from error
-        finally:
-            part.unlink(missing_ok=True)
-    return path
+    names, transform = like.bands, moved(like.transform, size=1 / scale)
+    return write_reflectance(path, image.numpy(), bands=names, crs=like.crs, transform=transform, tags=tags)
 
 
 def _files(path: Path | Sequence[Path]) -> list[Path]:
@@ -169,16 +137,9 @@ def _name(files: Sequence[Path]) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # an image without a georeference is one, too
-        yield
-
-
-@contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     try:
-        with _quiet():
+        with quiet():
             file = rasterio.open(path)
     except RasterioError as error:
         raise UserError(f"{path} is not a readable GeoTIFF ({error}): export or fetch it again.") from error

@@ -21,17 +21,10 @@ from rasterio.errors import NotGeoreferencedWarning
 from rasterio.transform import Affine
 
 from nbhelpers.core.errors import UserError
+from nbhelpers.science.sentinel2 import BANDS, DN_PER_REFLECTANCE, RESOLUTION
 
-# Metres on the ground of a pixel; B10 (cirrus) holds nothing of the surface and is not in level-2A products.
-RESOLUTION = {
-    **dict.fromkeys(("B02", "B03", "B04", "B08"), 10),
-    **dict.fromkeys(("B05", "B06", "B07", "B8A", "B11", "B12"), 20),
-    **dict.fromkeys(("B01", "B09"), 60),
-}
-BANDS = tuple(sorted(RESOLUTION, key=lambda band: "B08A" if band == "B8A" else band))  # by wavelength, as in products
 DEFAULT_BANDS = ("B02", "B03", "B04", "B08")  # blue, green, red, near infrared: all that there is at 10 m
 DTYPE = "uint16"  # of the digital numbers (DN)
-DN_PER_REFLECTANCE = 10_000  # reflectance = (DN + offset) / 1e4
 NODATA = 0  # DN of a pixel that was not measured
 SIZE = 120  # pixels of 10 m along a side of BigEarthNet's patches
 FOLDER = "BigEarthNet-S2"  # what the archive of v2 unpacks to

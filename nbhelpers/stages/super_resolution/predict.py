@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rasterio.crs import CRS
@@ -26,7 +26,8 @@ from nbhelpers.stages.super_resolution.crops import Batch
 from nbhelpers.stages.super_resolution.generator import self_ensemble
 from nbhelpers.stages.super_resolution.geotiff import Scene, read_scene, write_scene
 from nbhelpers.stages.super_resolution.networks import degradation_of, make_networks
-from nbhelpers.stages.super_resolution.patch import common_resolution
+from nbhelpers.stages.super_resolution.opt_v2_files import ForecastOptions, channels, read_extents, write_opt_v2
+from nbhelpers.stages.super_resolution.patch import Patch, common_resolution
 from nbhelpers.stages.super_resolution.scene import Consistency, Network, super_resolve_scene
 from nbhelpers.stages.super_resolution.units import Units
 from nbhelpers.training import checkpoint
@@ -127,29 +128,93 @@ def tags(config: Config, sha256: str, scene: Scene | None = None) -> dict[str, s
     return said
 
 
-def write_forecasts(task: SuperResolutionTask, path: Path, *, split: str, checkpoint: str) -> int:
-    """Write a GeoTIFF ``<patch>.tif`` for every patch of a split, made from its degraded self; returns their number.
+def write_forecasts(
+    task: SuperResolutionTask,
+    path: Path,
+    *,
+    split: str,
+    checkpoint: str,
+    step: int | None = None,
+    run: str | None = None,
+    options: ForecastOptions | None = None,
+) -> int:
+    """Write an image of every patch of a split, made from its degraded self; returns their number.
 
-    float32 reflectance on the grid of the patch. The folder is there when all of it is.
+    float32 reflectance on the grid of the patch: GeoTIFFs ``<patch>.tif``, or the tiles that SAR grounding refines. The
+    folder is there when all of it is.
+
+    Args:
+        split: "train", "val", "test", or "all" for the three of them, as SAR grounding needs them.
+        step: of the checkpoint, for the files of the format opt-v2.
+        run: its name, the same.
+        options: None: GeoTIFFs.
 
     Raises:
-        UserError: an unknown split, a patch that cannot be read, or a folder that exists and holds something.
+        UserError: an unknown split, a patch that cannot be read, a folder that exists and holds something, or for
+            opt-v2 other bands, and tiles that show none of the patches.
     """
-    if split not in task.split.patches:
-        raise UserError(f"split {split!r} is unknown: choose one of {', '.join(task.split.patches)}.")
+    options = options or ForecastOptions()
+    if split not in (*task.split.patches, "all"):
+        raise UserError(f"split {split!r} is unknown: choose one of {', '.join(task.split.patches)}, all.")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} exists already: delete it, or choose another folder with --to.")
-    chosen = task.split.patches[split]
+    splits = tuple(task.split.patches) if split == "all" else (split,)
     with writing(path), whole_folder(path) as folder:
-        for patch in chosen:
-            _, low = task.pair(Batch(torch.from_numpy(task.reader[patch.index])[None], (patch.index,)))
-            image = task.to_reflectance(task.super_resolve(low))[0].cpu()
-            crs, transform = task.patches.georeference(patch.index)
-            like = Scene(
-                image, task.config.bands, crs and CRS.from_user_input(crs), Affine(*transform), (), "reflectance"
-            )
-            write_scene(folder / f"{patch.id}.tif", image, like=like, scale=1, tags=tags(task.config, checkpoint))
-    return len(chosen)
+        if options.format == "opt-v2":
+            about = {"stage": STAGE, "run": run, "step": step, "checkpoint": checkpoint}
+            return _write_tiles(task, folder, splits, options, about)
+        for one in splits:
+            for scene, patch in _super_resolved(task, one):
+                write_scene(
+                    folder / f"{patch.id}.tif", scene.image, like=scene, scale=1, tags=tags(task.config, checkpoint)
+                )
+    return sum(len(task.split.patches[one]) for one in splits)
+
+
+def _super_resolved(task: SuperResolutionTask, split: str) -> Iterator[tuple[Scene, Patch]]:
+    """The patches of a split, made from their degraded selves."""
+    for patch in task.split.patches[split]:
+        _, low = task.pair(Batch(torch.from_numpy(task.reader[patch.index])[None], (patch.index,)))
+        image = task.to_reflectance(task.super_resolve(low))[0].cpu()
+        crs, transform = task.patches.georeference(patch.index)
+        crs = crs and CRS.from_user_input(crs)
+        yield Scene(image, task.config.bands, crs, Affine(*transform), (), "reflectance"), patch
+
+
+def _write_tiles(
+    task: SuperResolutionTask,
+    folder: Path,
+    splits: Sequence[str],
+    options: ForecastOptions,
+    about: dict[str, Any],
+) -> int:
+    """Write opt_v2 of the patches, or of the tiles that lie in them; returns their number."""
+    wanted, extents = channels(task.config.bands), None if options.tiles is None else read_extents(Path(options.tiles))
+    n, known = 0, 0
+    for split in splits:
+        for scene, patch in _super_resolved(task, split):
+            image = scene.image.numpy()[wanted]
+            said = {**about, "source": patch.id, "split": split}
+            if extents is None:
+                write_opt_v2(folder, patch.id, image, said)
+                n += 1
+                continue
+            for tile in extents if scene.crs is not None else ():
+                part = tile.within(scene.crs, scene.transform, (image.shape[1], image.shape[2]))
+                if part is not None:
+                    write_opt_v2(folder, tile.name, image[:, part[0], part[1]], said)
+                    n, known = n + 1, known + (split == "train" and tile.split != "train")
+    if not n:
+        raise UserError(
+            f"no tile in {options.tiles} lies in a patch of {task.patches.root} ({', '.join(splits)}): give tiles of "
+            "the same images, or --split all."
+        )
+    if known:
+        print(
+            f"NOTE {known} validation or test tiles are patches that the super-resolution was trained on: their opt_v2 "
+            "may be better than on land that is new to it."
+        )
+    return n
 
 
 def predict_scenes(

@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 
 from nbhelpers.core.disk import check_room, disk_errors
 from nbhelpers.core.errors import UserError
+from nbhelpers.science.landscape.regions import REGIONS, Region
 from nbhelpers.stages.super_resolution.landscape import VERSION, landscape
 from nbhelpers.stages.super_resolution.patch import (
     BANDS,
@@ -38,7 +39,6 @@ from nbhelpers.stages.super_resolution.patch import (
     write_patch,
 )
 from nbhelpers.stages.super_resolution.place import mgrs_square
-from nbhelpers.stages.super_resolution.regions import REGIONS, Region
 
 UNFINISHED = ".unfinished"  # folder of the place that is being written
 SQUARE = 100_000  # m, side of a square of the military grid

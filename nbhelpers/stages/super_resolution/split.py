@@ -9,7 +9,7 @@ from typing import Literal
 
 from nbhelpers.core import splits
 from nbhelpers.core.errors import UserError
-from nbhelpers.stages.super_resolution.ground import cell_name
+from nbhelpers.science.ground import cell_name
 from nbhelpers.stages.super_resolution.patch import Patch
 
 FRACTIONS = (0.6, 0.15, 0.25)  # train, val, test of the places (or countries)

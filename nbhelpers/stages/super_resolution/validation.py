@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nbhelpers.core.errors import UserError
-from nbhelpers.stages.super_resolution.ground import ground_cells
-from nbhelpers.stages.super_resolution.offset import high_darks
+from nbhelpers.science.ground import ground_cells
+from nbhelpers.science.sentinel2 import high_darks
 from nbhelpers.stages.super_resolution.packed import PackedPatches
 from nbhelpers.stages.super_resolution.patch import DN_PER_REFLECTANCE
 from nbhelpers.stages.super_resolution.patches import Patches, WithValidation

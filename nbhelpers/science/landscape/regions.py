@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-# Surface reflectance in percent of each material in `patch.BANDS`, typical of mid-latitude scenes.
+import numpy as np
+from numpy.typing import NDArray
+
+from nbhelpers.science.sentinel2 import BANDS
+
+# Surface reflectance in percent of each material in `sentinel2.BANDS`, typical of mid-latitude scenes.
 MATERIALS = {
     "soil_dark": (3.0, 3.4, 4.8, 6.2, 7.6, 8.8, 9.8, 11.0, 12.0, 12.5, 19.0, 16.5),
     "soil_light": (6.0, 8.0, 11.5, 15.0, 17.5, 19.5, 21.5, 24.0, 25.5, 26.0, 35.0, 30.0),
@@ -203,3 +208,9 @@ REGIONS = (
         relief=0.08,
     ),
 )
+
+
+def reflectances(bands: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+    """(B,) surface reflectance of each material in ``bands``."""
+    columns = [BANDS.index(band) for band in bands]
+    return {name: np.asarray(values, np.float32)[columns] / np.float32(100) for name, values in MATERIALS.items()}

@@ -1,52 +1,68 @@
-"""The canvas of simulated landscapes: cells of 5 m that materials are laid over, and the sensor that looks at them."""
+"""The canvas of simulated landscapes: cells of 5 m that materials are laid over."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import cos, log, pi, radians, sin, sqrt
+from collections.abc import Mapping
+from math import cos, radians, sin
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
-from scipy.ndimage import gaussian_filter
 
-from nbhelpers.stages.super_resolution.patch import BANDS, DN_PER_REFLECTANCE, DTYPE
-from nbhelpers.stages.super_resolution.regions import MATERIALS, Region
+from nbhelpers.science.landscape.regions import Region
 
 Array = NDArray[np.float32]
 Window = tuple[slice, slice]
 
 CELL = 5.0  # m, of the grid that is painted
-MTF = 0.25  # of blur and pixel together, at the Nyquist frequency of the band
-NOISE = 0.0012  # reflectance, standard deviation of a pixel
 TABLE = 4096  # parcels, plots and streaks are looked up in tables of this length
 SUN = radians(150.0)  # east of north
+SUN_ZENITH = radians(35.0)
 EVERYWHERE = (slice(None), slice(None))
 
 
 class Canvas:
-    """What is being painted: reflectance ``values`` (B, H, W) on the 5 m grid, and where its cells are."""
+    """What is being painted: ``values`` (B, H, W) on the 5 m grid, and where its cells are.
 
-    def __init__(self, rng: np.random.Generator, region: Region, shape: tuple[int, int], bands: Sequence[str]) -> None:
-        self.rng, self.region, self.shape = rng, region, shape
+    A channel is anything that adds up over the materials in a cell: reflectance, or backscattered power. Sunlight and
+    shadows fall on the first ``n_lit`` channels; the others vary from parcel to parcel in a way of their own.
+
+    Args:
+        palette: (B,) values of each material.
+        n_lit: channels that show reflected sunlight; None: all.
+        spread: (B - n_lit,) standard deviation, in logarithms, of the other channels from parcel to parcel.
+    """
+
+    def __init__(
+        self,
+        rng: np.random.Generator,
+        region: Region,
+        shape: tuple[int, int],
+        palette: Mapping[str, Array],
+        *,
+        n_lit: int | None = None,
+        spread: tuple[float, ...] = (),
+    ) -> None:
+        self.rng, self.region, self.shape, self.palette, self.spread = rng, region, shape, palette, spread
         self.extent = (shape[0] * CELL, shape[1] * CELL)  # metres along y and x
-        self.columns = [BANDS.index(band) for band in bands]
-        self.values = np.zeros((len(bands), *shape), np.float32)
+        self.values = np.zeros((len(next(iter(palette.values()))), *shape), np.float32)
+        self.lit = self.values[:n_lit]  # a view
         self.dry = np.ones(shape, np.float32)  # 0 in lakes: no hedge, road or house there
+        self.slope = np.zeros((2, *shape), np.float32)  # of the relief along y (south) and x (east), metres per metre
         self.y = CELL * np.arange(shape[0], dtype=np.float32)[:, None]
         self.x = CELL * np.arange(shape[1], dtype=np.float32)[None, :]
 
     def colour(self, material: str) -> Array:
-        """(B,) reflectance."""
-        return np.asarray(MATERIALS[material], np.float32)[self.columns] / np.float32(100)
+        """(B,) values."""
+        return self.palette[material]
 
     def paint(
         self, material: str, cover: Array | float, *, texture: Array | float = 1.0, window: Window = EVERYWHERE
     ) -> None:
-        """Lay ``material``, its reflectance times ``texture``, over the share ``cover`` (0-1) of each cell."""
-        for values, reflectance in zip(self.values, self.colour(material), strict=True):
+        """Lay ``material``, its values times ``texture``, over the share ``cover`` (0-1) of each cell."""
+        for values, value in zip(self.values, self.colour(material), strict=True):
             part = values[window]
-            part += cover * (reflectance * texture - part)
+            part += cover * (value * texture - part)
 
     def noise(self, slope: float, *, longest: float = 1e5) -> Array:
         """(H, W) Gaussian, zero mean, unit variance, power spectrum ~ k^-slope, flat beyond ``longest`` metres."""
@@ -93,16 +109,3 @@ def border(label: NDArray[np.int32]) -> Array:
     differs[:, :-1] = label[:, :-1] != label[:, 1:]
     differs[:-1] = np.maximum(differs[:-1], label[:-1] != label[1:])
     return differs
-
-
-def measure(reflectance: Array, metres: int, rng: np.random.Generator) -> NDArray[np.uint16]:
-    """Digital numbers of pixels of ``metres``: blur, mean over the pixel, noise, rounding."""
-    k = round(metres / CELL)
-    # The mean of k cells has the transfer sin(pi/2) / (k sin(pi/2k)) at the pixel's Nyquist frequency 1 / 2k.
-    pixel = 1 / (k * sin(pi / (2 * k)))
-    sigma = 2 * k / (2 * pi) * sqrt(2 * log(pixel / MTF))
-    blurred = gaussian_filter(reflectance, sigma, mode="nearest", truncate=3.0)
-    height, width = (n // k for n in reflectance.shape)
-    mean = blurred.reshape(height, k, width, k).mean((1, 3))
-    mean += NOISE * rng.standard_normal(mean.shape, np.float32)
-    return np.clip(np.rint(mean * DN_PER_REFLECTANCE), 1, 2**16 - 1).astype(DTYPE)

@@ -1,4 +1,4 @@
-"""The offset of digital numbers: what must be added before DN / 1e4 is a reflectance.
+"""Sentinel-2's bands and digital numbers: what a file's bands are called and what must be added to its numbers.
 
 Since processing baseline 04.00 (25 January 2022) products hold 1000 more than before, so that dark pixels need not be
 cut off at 0 (Copernicus, Sentinel-2 Products Specification Document, BOA_ADD_OFFSET).
@@ -7,16 +7,53 @@ cut off at 0 (Copernicus, Sentinel-2 Products Specification Document, BOA_ADD_OF
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from nbhelpers.core.errors import UserError
-from nbhelpers.stages.super_resolution.patch import DN_PER_REFLECTANCE
 
+# Metres on the ground of a pixel; B10 (cirrus) holds nothing of the surface and is not in level-2A products.
+RESOLUTION = {
+    **dict.fromkeys(("B02", "B03", "B04", "B08"), 10),
+    **dict.fromkeys(("B05", "B06", "B07", "B8A", "B11", "B12"), 20),
+    **dict.fromkeys(("B01", "B09"), 60),
+}
+BANDS = tuple(sorted(RESOLUTION, key=lambda band: "B08A" if band == "B8A" else band))  # by wavelength, as in products
+DN_PER_REFLECTANCE = 10_000  # reflectance = (DN + offset) / 1e4
+LEVEL_1C = (*BANDS[:-2], "B10", *BANDS[-2:])  # top of atmosphere: with cirrus
 NEW_OFFSET = -1000  # of products of baseline 04.00 and later
 _BASELINE = re.compile(r"_N(\d{4})_")
 HIGH_DARKS = 1000  # DN: where not even 1 % of the blue band is darker, 1000 may have been added
 _REPROCESSED = 9999  # "baseline" of products made with the stand-alone sen2cor, as BigEarthNet v2's; it has no offset
+
+
+def band_in(text: str) -> str | None:
+    """B02 of ``B2``, ``b02``, ``T33UUP_20170613T101031_B02_10m``; None where no band, or more than one, is named."""
+    words = re.split(r"[^0-9A-Z]+", text.upper())
+    found = {f"B{match[1]:0>2}" for word in words if (match := re.fullmatch(r"B0?(8A|\d|1\d)", word))}
+    return found.pop() if len(found) == 1 and found <= set(LEVEL_1C) else None
+
+
+def bands_of(file: Any, usual: Sequence[str] = ()) -> dict[str, int]:
+    """Number (from 1) of each band of an opened GeoTIFF by its name; empty where nothing tells the names.
+
+    The file's own descriptions decide. Without any, a file of as many bands as ``usual`` has those in that order, and
+    one of 12 or 13 bands is level 2A or 1C in its order.
+
+    Raises:
+        UserError: two bands of one name.
+    """
+    if any(file.descriptions):
+        names = [band_in(text or "") for text in file.descriptions]
+    elif file.count == len(usual):
+        names = list(usual)
+    else:
+        names = list({len(BANDS): BANDS, len(LEVEL_1C): LEVEL_1C}.get(file.count, ()))
+    known = [name for name in names if name]
+    if twice := [name for name in known if known.count(name) > 1]:
+        raise UserError(f"{file.name} holds {twice[0]} twice: describe each of its bands by another name.")
+    return {name: number for number, name in enumerate(names, 1) if name}
 
 
 def offset_in_name(name: str) -> int:

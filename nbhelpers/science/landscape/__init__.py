@@ -1,0 +1,1 @@
+"""Landscapes painted from materials, for the simulators of imaging stages."""
