@@ -1,0 +1,1 @@
+"""Stage 5: grounding generated optical images in what radar measured."""
