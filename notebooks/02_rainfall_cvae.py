@@ -383,7 +383,7 @@ from nbhelpers.stages.rainfall_cvae.augmented import demonstrate
 from nbhelpers.stages.rainfall_cvae.augmented import table as augmentation_table
 from nbhelpers.stages.rainfall_cvae.augmented_figure import augmentation_figure
 
-steps = 40 if profile == "smoke" else 300
+steps = 20 if profile == "smoke" else 300
 shown = demonstrate(task.days, synthetic, seeds=(0,), steps=steps)
 print(augmentation_table(shown))
 widgets.show(augmentation_figure(shown))

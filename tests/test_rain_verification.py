@@ -256,17 +256,17 @@ def test_quantiles_are_off_by_less_than_a_bin(probability: float, step: float | 
     assert counts.sum() == rain.size
     within = 0.005 if step is None else histogram.WIDTH  # atoms lie anywhere in their bin
     expected = np.quantile(rain, probability, method="inverted_cdf")
-    assert histogram.quantile(counts.sum(0), probability) == pytest.approx(expected, rel=within)
+    assert histogram.quantiles(counts.sum(0), [probability])[0] == pytest.approx(expected, rel=within)
     weights = np.random.default_rng(3).multinomial(20, np.full(20, 1 / 20))  # a resample of the bootstrap
     expected = np.quantile(np.repeat(rain, weights, axis=0), probability, method="inverted_cdf")
-    assert histogram.quantile(weights @ counts, probability) == pytest.approx(expected, rel=within)
+    assert histogram.quantiles(weights @ counts, [probability])[0] == pytest.approx(expected, rel=within)
 
 
 def test_no_rain_has_the_quantile_0_and_endless_rain_the_last_bins() -> None:
     counts = histogram.log_histogram(torch.tensor([[0.0, 0.05, 0.0999, float("nan")], [0.1, 5e3, 7e4, float("inf")]]))
     assert counts[0, 0] == 4 and counts[1, 1] == 1 and counts[1, -1] == 3
-    assert histogram.quantile(counts[0].double().numpy(), 0.5) == 0.0
-    assert np.isnan(histogram.quantile(np.zeros(1 + histogram.N_BINS), 0.5))
+    assert histogram.quantiles(counts[0].double().numpy(), [0.5])[0] == 0.0
+    assert np.isnan(histogram.quantiles(np.zeros(1 + histogram.N_BINS), [0.5])[0])
 
 
 def test_the_quantile_table_has_intervals_and_leaves_out_what_too_few_values_tell(

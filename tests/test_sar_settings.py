@@ -186,7 +186,7 @@ def test_the_flags_of_the_specification() -> None:
 
 
 def test_what_may_change_when_a_run_goes_on() -> None:
-    assert Config.may_change == {"epochs", "num_workers", "early_stop_patience"}
+    assert Config.may_change == {"epochs", "num_workers", "early_stop_patience", "early_stop_delta"}
 
 
 @pytest.mark.parametrize("knob", [*WEIGHT_KNOBS, *SIZE_KNOBS], ids=lambda knob: knob.field)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import math
 import multiprocessing
 import os
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -29,7 +31,7 @@ from nbhelpers.training.metrics import mean_metric
 from nbhelpers.training.opening import open_run
 from nbhelpers.training.report import make_report
 from nbhelpers.training.run import Run
-from nbhelpers.training.task import Evaluation, Phase, Predictor, Update
+from nbhelpers.training.task import Evaluation, Monitor, Phase, Predictor, Update
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -100,6 +102,43 @@ def test_patience_counts_epochs_without_a_better_one(
     assert best.step == STEPS_PER_EPOCH * (1 + liked), "none of the warm-up"
 
 
+def test_what_is_better() -> None:
+    low, high = Monitor("mae", "min"), Monitor("psnr", "max")
+    assert low.better(1.0, None) and high.better(1.0, None)
+    assert low.better(math.nextafter(1.0, 0), 1.0) and not low.better(1.0, 1.0) and not low.better(1.1, 1.0)
+    assert high.better(math.nextafter(1.0, 2), 1.0) and not high.better(1.0, 1.0) and not high.better(0.9, 1.0)
+    assert low.better(0.85, 1.0, by=0.1) and not low.better(0.95, 1.0, by=0.1)
+    assert high.better(1.15, 1.0, by=0.1) and not high.better(1.05, 1.0, by=0.1)
+    assert not low.better(math.nan, 1.0) and not high.better(math.nan, None)
+
+
+@pytest.mark.parametrize(("patience", "last_epoch"), [(3, 7), (4, 8), (5, 9), (7, 10)])
+def test_gains_below_the_delta_use_up_patience_and_yet_make_the_best_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], patience: int, last_epoch: int
+) -> None:
+    """2.9 is better than 3, but not by more than 0.5: patience counts on from 3, and 2.9 is best."""
+    task, run = scripted(tmp_path, patience=patience, delta=0.5)
+    fitted = fit(task, run)
+    best = checkpoint.find(run, "best")
+    assert best is not None
+    assert fitted.epochs == last_epoch
+    assert best.step == STEPS_PER_EPOCH * (4 if last_epoch < 8 else 8)
+    said = capsys.readouterr().out.splitlines()
+    eighth = [line for line in said if line.startswith("epoch 8/10")]
+    assert all(line.endswith(f"best so far  no improvement by more than 0.5 (4/{patience})") for line in eighth)
+    assert len(eighth) == (last_epoch >= 8)
+    remark = f"Stopped early after {last_epoch} of 10 epochs: {patience} without a better mse by more than 0.5."
+    assert (remark in make_report(task, run)["remarks"]) == fitted.stopped_early == (last_epoch < 10)
+
+
+def test_many_small_gains_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each epoch is 0.2 better: two are not enough for a delta of 0.5, three are, counted from where patience began."""
+    monkeypatch.setattr(sys.modules[__name__], "SCORES", tuple(5 - 0.2 * epoch for epoch in range(10)))
+    for patience, last_epoch in ((2, 3), (3, 10)):
+        task, run = scripted(tmp_path, f"patience_{patience}", patience=patience, delta=0.5)
+        assert fit(task, run).epochs == last_epoch
+
+
 def test_a_run_that_stopped_early_stays_stopped_and_says_so(tmp_path: Path) -> None:
     task, run = scripted(tmp_path, patience=2)
     fit(task, run)
@@ -128,15 +167,21 @@ def test_a_larger_patience_goes_on(tmp_path: Path) -> None:
     assert "Stopped early" not in str(make_report(task, run)["remarks"])
 
 
-@pytest.mark.parametrize("at", [19, 20])
-def test_patience_survives_the_stop_button(tmp_path: Path, at: int) -> None:
-    """Stopped in the last step of the first stale epoch, and in the first of the second."""
-    task, straight = scripted(tmp_path, "straight", patience=2)
+@pytest.mark.parametrize(
+    ("at", "settings"),
+    [
+        (19, {"patience": 2}),  # in the last step of the first stale epoch
+        (20, {"patience": 2}),  # in the first of the second
+        (33, {"patience": 5, "delta": 0.5}),  # after the eighth, which is best and stale
+    ],
+)
+def test_patience_survives_the_stop_button(tmp_path: Path, at: int, settings: dict[str, Any]) -> None:
+    task, straight = scripted(tmp_path, "straight", **settings)
     fit(task, straight)
-    task, run = scripted(tmp_path, at=at, patience=2)
+    task, run = scripted(tmp_path, at=at, **settings)
     stopped = fit(task, run)
     assert stopped.interrupted and not stopped.stopped_early
-    task, run = scripted(tmp_path, patience=2)
+    task, run = scripted(tmp_path, **settings)
     assert fit(task, run).stopped_early
     assert_equal_runs(run, straight)
 

@@ -63,6 +63,7 @@ class ToyConfig:
     ema_decay: float = 0.0
     patience: int | None = None
     armed_after: int = 0
+    delta: float = 0.0
     monitor: str = "mse"
     mode: Literal["min", "max"] = "min"  # "max" takes the worst epoch for the best, which is an early one
     workers: int = 0
@@ -88,7 +89,7 @@ class ToyTask:
         field = Field("height", "m", (-10.0, 10.0), 0.0, 1.0, None, Affine())
         self.fields: Mapping[str, Field] = {"input": field, "target": field}
         self.nulls: Mapping[str, Predictor] = {"as_it_is": lambda batch: batch[0], "zero": lambda batch: batch[0] * 0}
-        self.monitor = Monitor(config.monitor, config.mode, config.patience, config.armed_after)
+        self.monitor = Monitor(config.monitor, config.mode, config.patience, config.armed_after, config.delta)
         self.milestones: Sequence[Milestone] = ()
         self.controls: Mapping[str, Predictor] = {}
         self.loss_scheduler = None if config.scheduler is None else FlexibleScheduler(config.scheduler)

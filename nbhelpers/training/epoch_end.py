@@ -44,7 +44,9 @@ def finish_epoch(session: Session, row: dict[str, Any], scored: Evaluation, *, s
     is_armed = not session.is_warming_up
     is_best = is_armed and monitor.better(monitored, progress.best)
     if is_best:
-        progress.best, progress.stale = monitored, 0
+        progress.best = monitored
+    if is_armed and monitor.better(monitored, progress.mark, by=monitor.delta):
+        progress.mark, progress.stale = monitored, 0
     elif is_armed and (scheduler is None or scheduler.finished):
         progress.stale += 1
     if is_armed and phase.keep > 1:
@@ -82,7 +84,7 @@ def _tell_end(session: Session, rows: Sequence[Mapping[str, Any]]) -> None:
     if progress.best is not None:
         best = f"best val_{monitor.metric} {progress.best:.4g} at epoch {epoch_of(rows, progress.best_step)}"
     if session.patience_ran_out():
-        stale = f"val_{monitor.metric} has not improved for {monitor.patience} epochs"
+        stale = f"val_{monitor.metric} has not improved{monitor.margin} for {monitor.patience} epochs"
         told = stale if best is None else f"{best}; {stale}"
         if session.is_over:
             print(f"Early stopping: {told}. A larger patience goes on from here.")
@@ -104,5 +106,5 @@ def _tell(session: Session, row: Mapping[str, Any], is_best: bool) -> None:
     several = f" ({session.phase.name})" if len(session.phases) > 1 else ""
     news = "  best so far" if is_best else ""
     if session.progress.stale and monitor.patience is not None:
-        news = f"  no improvement ({session.progress.stale}/{monitor.patience})"
+        news += f"  no improvement{monitor.margin} ({session.progress.stale}/{monitor.patience})"
     print(f"epoch {row['epoch']}/{session.epochs}{several}  {numbers}  {row['seconds']:.0f} s{news}", flush=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -50,7 +51,8 @@ class Metric:
     def resampled(self, weights: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Pooled values (resamples,) and values by label (resamples, labels) for group counts ``weights``."""
         sums = np.tensordot(weights, self.sums, axes=1)
-        return self.statistic(sums.sum(1)), self.statistic(sums)
+        by_label = self.statistic(sums)
+        return self.statistic(sums.sum(1)) if len(self.labels) > 1 else by_label[:, 0], by_label
 
 
 def mean_metric(sums: NDArray, counts: NDArray, *, labels: tuple[str, ...], better: Any, units: str) -> Metric:
@@ -63,9 +65,13 @@ def ratio(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.divide(sums[..., 0], sums[..., 1], out=np.full(sums.shape[:-1], np.nan), where=sums[..., 1] != 0)
 
 
-def _group_weights(groups: int, seed: int) -> NDArray[np.float64]:
+@lru_cache(maxsize=4)  # every metric of a report is resampled alike
+def bootstrap_weights(groups: int, seed: int) -> NDArray[np.float64]:
+    """``(RESAMPLES, groups)`` how often each resample has drawn each group; not to be written to."""
     rng = np.random.default_rng([seed, groups])
-    return rng.multinomial(groups, np.full(groups, 1 / groups), size=RESAMPLES).astype(float)
+    weights = rng.multinomial(groups, np.full(groups, 1 / groups), size=RESAMPLES).astype(float)
+    weights.flags.writeable = False
+    return weights
 
 
 def _interval(values: NDArray[np.float64], groups: int) -> list[Any]:
@@ -92,7 +98,7 @@ def _plain(value: NDArray[np.float64] | float) -> Any:
 
 def summarise(metric: Metric, *, seed: int = 0) -> dict[str, Any]:
     """``{value, ci95, n, units, mean_over_labels, by_label}`` of one metric, ready for report.json."""
-    pooled, by_label = metric.resampled(_group_weights(metric.groups, seed))
+    pooled, by_label = metric.resampled(bootstrap_weights(metric.groups, seed))
     entry: dict[str, Any] = {
         "value": _plain(metric.value),
         "ci95": _interval(pooled, metric.groups),
@@ -123,7 +129,7 @@ def paired_difference(metric: Metric, other: Metric, *, seed: int = 0) -> dict[s
     """
     if metric.sums.shape[:2] != other.sums.shape[:2] or metric.labels != other.labels:
         raise ValueError(f"not paired: {metric.sums.shape[:2]} against {other.sums.shape[:2]} groups and labels")
-    weights = _group_weights(metric.groups, seed)
+    weights = bootstrap_weights(metric.groups, seed)
     (pooled_a, label_a), (pooled_b, label_b) = metric.resampled(weights), other.resampled(weights)
     sign = {"lower": -1.0, "higher": 1.0}.get(metric.better or "")
     entry = _difference(metric.value - other.value, pooled_a - pooled_b, metric.groups, sign)

@@ -136,7 +136,9 @@ def _unfinished(task: Task, run: Run) -> list[str]:
             if stale is None:  # patience has not ended it
                 remarks.append(f"Ended after {done}: their number was raised later, and an ended phase stays as it is.")
             else:
-                remarks.append(f"Stopped early after {done}: {stale} without a better {monitor.metric}.")
+                remarks.append(
+                    f"Stopped early after {done}: {stale} without a better {monitor.metric}{monitor.margin}."
+                )
         else:
             remarks.append(f"Not finished: {done} are trained." + _warming_up(monitor, epochs, number))
     return remarks

@@ -81,6 +81,7 @@ class Progress:
     began_step: int = 0  # steps finished when it began
     best: float | None = None  # monitored value of the phase's best checkpoint; None: the next one is better
     best_step: int | None = None  # of the checkpoint that best.json names
+    mark: float | None = None  # monitored value that patience is counted from: the next has to be better by its delta
     stale: int = 0  # epochs since then, those before the monitor is armed left out
     ranked: dict[int, float] = field(default_factory=dict)  # steps and monitored values of the best ones that are kept
     kept: dict[int, str] = field(default_factory=dict)  # digests of the weights of these and of the best one, by step
@@ -89,7 +90,7 @@ class Progress:
 
     def forget_best(self) -> None:
         """What was best so far is no measure of what comes; best.json names it until there is another."""
-        self.best, self.stale, self.ranked = None, 0, {}
+        self.best, self.mark, self.stale, self.ranked = None, None, 0, {}
 
     def keep(self, weights: str, *, best: bool) -> None:
         """Know the checkpoint of this step again by the digest of its weights, if it is the best or a ranked one."""

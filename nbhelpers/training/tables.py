@@ -29,5 +29,5 @@ def save_figures(folder: Path, figures: Iterable[tuple[str, Figure]]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in figures:
         temporary = folder / f"{name}.tmp"
-        figure.savefig(temporary, format="png", dpi=110, bbox_inches="tight")
+        figure.savefig(temporary, format="png", dpi=110)
         os.replace(temporary, folder / f"{name}.png")

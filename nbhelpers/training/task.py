@@ -77,14 +77,19 @@ class Monitor:
     patience: int | None = None  # end the phase after this many epochs without a better one; None trains to its end
     # Epochs of the phase in which a loss is still being ramped up: patience is not counted and no checkpoint is best.
     armed_after: int = 0
-    delta: float = 0.0  # by how much a value has to be better
+    delta: float = 0.0  # by how much one has to be better for patience; any gain makes the best checkpoint
     beside: tuple[str, ...] = ()  # further validation metrics in the line that is printed after every epoch
 
-    def better(self, value: float, best: float | None) -> bool:
-        """Whether ``value`` improves on ``best``; NaN never does."""
+    def better(self, value: float, than: float | None, *, by: float = 0.0) -> bool:
+        """Whether ``value`` improves on ``than`` by more than ``by``; NaN never does."""
         if value != value:
             return False
-        return best is None or (best - value if self.mode == "min" else value - best) > self.delta
+        return than is None or (than - value if self.mode == "min" else value - than) > by
+
+    @property
+    def margin(self) -> str:
+        """What patience asks of a better epoch, in words; empty where any gain will do."""
+        return f" by more than {self.delta:g}" if self.delta else ""
 
 
 @dataclass(frozen=True)

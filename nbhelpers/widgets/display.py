@@ -53,5 +53,5 @@ def _image(figure: Figure) -> Any:
     from IPython.display import Image
 
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100, bbox_inches="tight")
+    figure.savefig(buffer, format="png", dpi=100)
     return Image(data=buffer.getvalue())

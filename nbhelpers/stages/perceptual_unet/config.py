@@ -198,8 +198,8 @@ _SMALL_NET: dict[str, Any] = {"backbone": "squeeze", "lpips_net": "squeeze"}  # 
 
 PROFILES: dict[str, dict[str, Any]] = {
     "smoke": {
-        **_SMALL_NET, "n_in": 6, "n_out": 3, "crop": 64, "windows_per_epoch": 80, "eval_windows": 1, "base_channels": 8,
-        "depth": 3, "batch_size": 8, "epochs": 2, "max_pct_missing": 0.3, "lr": 2e-3,
+        **_SMALL_NET, "n_in": 6, "n_out": 3, "crop": 64, "windows_per_epoch": 40, "eval_windows": 1, "base_channels": 8,
+        "depth": 3, "batch_size": 8, "epochs": 2, "max_pct_missing": 0.3, "lr": 2e-3, "perceptual_frames": 1,
     },
     "quick": {
         **_SMALL_NET, "n_out": 6, "crop": 128, "windows_per_epoch": 800, "base_channels": 16, "batch_size": 8,
@@ -215,7 +215,7 @@ PROFILES: dict[str, dict[str, Any]] = {
 
 # What `data simulate` writes for each profile: SEVIR's 5-minute step, smaller grids.
 SIMULATED: dict[str, dict[str, int]] = {
-    "smoke": {"n_events": 16, "size": 96, "n_frames": 25},
+    "smoke": {"n_events": 12, "size": 96, "n_frames": 25},
     "quick": {"n_events": 48, "size": 192, "n_frames": 49},
     "t4": {"n_events": 200, "size": 256, "n_frames": 49},
     "full": {"n_events": 800, "size": 384, "n_frames": 49},

@@ -226,7 +226,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 PROFILES: dict[str, dict[str, Any]] = {
     "smoke": {
-        "base_filters": 8, "d_y": 16, "d_z": 4, "dropout": 0.0, "batch_size": 32, "epochs": 3, "warmup_epochs": 1,
+        "base_filters": 8, "d_y": 16, "d_z": 4, "dropout": 0.0, "batch_size": 32, "epochs": 2, "warmup_epochs": 1,
         "lr": 4e-3, "ema_decay": 0.9, "members": 8, "eval_days": 16, "test_days": 32, "early_stopping_patience": None,
     },
     "quick": {
@@ -241,7 +241,7 @@ PROFILES: dict[str, dict[str, Any]] = {
 
 # What `data simulate` writes for each profile.
 SIMULATED: dict[str, dict[str, Any]] = {
-    "smoke": {"n_years": 3, "factor": 4, "coarse": (8, 7)},
+    "smoke": {"n_years": 3, "factor": 4, "coarse": (6, 6)},
     "quick": {"n_years": 18, "factor": 4},
     "t4": {"n_years": 20, "factor": 12},
     "full": {"n_years": 30, "factor": 12},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nbhelpers.training.metrics import RESAMPLES, Metric, ratio
+from nbhelpers.training.metrics import Metric, bootstrap_weights, ratio
 
 LOWEST, HIGHEST = 0.1, 2000.0  # mm/day; what is below LOWEST is counted, without its amount
 WIDTH = 0.01  # of a bin, in ln(rain); within one the values are taken to lie evenly
@@ -32,9 +33,13 @@ def log_histogram(rain: Tensor) -> Tensor:
     return torch.bincount(bins.flatten(), minlength=len(rain) * (1 + N_BINS)).view(len(rain), 1 + N_BINS)
 
 
-def quantile(counts: NDArray[np.float64], probability: float) -> NDArray[np.float64]:
-    """``(...)`` mm/day of counts ``(..., 1 + N_BINS)``; 0 below LOWEST, NaN of nothing."""
+def quantiles(counts: NDArray[np.float64], probabilities: Sequence[float]) -> list[NDArray[np.float64]]:
+    """For each probability ``(...)`` mm/day of counts ``(..., 1 + N_BINS)``; 0 below LOWEST, NaN of nothing."""
     cumulative = counts.cumsum(-1)
+    return [_quantile(cumulative, probability) for probability in probabilities]
+
+
+def _quantile(cumulative: NDArray[np.float64], probability: float) -> NDArray[np.float64]:
     n = cumulative[..., -1]
     wanted = probability * n
     index = (cumulative < wanted[..., None]).sum(-1).clip(max=N_BINS)
@@ -59,7 +64,7 @@ def quantile_metrics(predicted: NDArray, observed: NDArray) -> dict[str, Metric]
 
 
 def _quantile_ratio(sums: NDArray[np.float64], *, probability: float) -> NDArray[np.float64]:
-    both = [quantile(counts, probability) for counts in np.split(sums, 2, axis=-1)]
+    both = [quantiles(counts, [probability])[0] for counts in np.split(sums, 2, axis=-1)]
     return ratio(np.stack(both, -1))
 
 
@@ -73,17 +78,14 @@ def quantile_table(predicted: NDArray, observed: NDArray, *, seed: int = 0) -> d
         predicted, observed: counts ``(groups, 1 + N_BINS)``.
     """
     groups = len(observed)
-    weights = np.random.default_rng([seed, groups]).multinomial(groups, np.full(groups, 1 / groups), size=RESAMPLES)
+    weights = bootstrap_weights(groups, seed)
     both = {"predicted": predicted, "observed": observed}
-    resampled = {who: weights.astype(float) @ counts for who, counts in both.items()}
-    table = {}
-    for p in PROBABILITIES:
-        if (1 - p) * observed.sum() < FEWEST:
-            continue
-        row: dict[str, Any] = {}
-        for who, counts in both.items():
-            row[who] = float(quantile(counts.sum(0), p))
-            limits = np.nanpercentile(quantile(resampled[who], p), [2.5, 97.5])
-            row[f"{who}_ci95"] = limits.tolist() if groups > 1 else None
-        table[f"P{100 * p:g}"] = row
+    known = [p for p in PROBABILITIES if (1 - p) * observed.sum() >= FEWEST]
+    table: dict[str, dict[str, Any]] = {f"P{100 * p:g}": {} for p in known}
+    for who, counts in both.items():
+        values = quantiles(counts.sum(0), known)
+        resampled = quantiles(weights @ counts, known)
+        for row, value, spread in zip(table.values(), values, resampled, strict=True):
+            row[who] = float(value)
+            row[f"{who}_ci95"] = np.nanpercentile(spread, [2.5, 97.5]).tolist() if groups > 1 else None
     return table

@@ -240,7 +240,7 @@ _SMALL_NETS: dict[str, Any] = {  # 5 MB instead of 550 MB of weights
 PROFILES: dict[str, dict[str, Any]] = {
     "smoke": {
         **_SMALL_NETS, "features": 16, "growth": 8, "crop": 32, "crops_per_epoch": 128, "batch_size": 16,
-        "stage1_epochs": 3, "stage2_epochs": 2, "stage1_lr": 1e-3, "stage2_lr": 2e-4, "ema_decay": 0.9, "ensemble": 2,
+        "stage1_epochs": 2, "stage2_epochs": 2, "stage1_lr": 1e-3, "stage2_lr": 2e-4, "ema_decay": 0.9, "ensemble": 2,
         "adversarial_ramp": 1.0, "bicubic_by": 2,
     },
     # Small crops, because what counts is how many different ones are seen; and a discriminator that learns slowly,
