@@ -56,7 +56,7 @@ def test_simulated_weather_is_a_folder_that_opens(tmp_path: Path, capsys: pytest
     assert cli.main(["data", "simulate", "rainfall-cvae", "--profile=smoke", f"--data-dir={where}"]) == 0
     assert str(where) in capsys.readouterr().out
     days = open_days(where)
-    assert days.shape == (32, 28) and days.factor == 4 and {name: len(y) for name, y in days.years.items()} == {
+    assert days.shape == (24, 24) and days.factor == 4 and {name: len(y) for name, y in days.years.items()} == {
         "train": 1, "val": 1, "test": 1
     }  # fmt: skip
     assert cli.main(["data", "simulate", "rainfall-cvae", "--profile=smoke", "--kind=snow"]) == 2

@@ -65,7 +65,7 @@ def ratio(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.divide(sums[..., 0], sums[..., 1], out=np.full(sums.shape[:-1], np.nan), where=sums[..., 1] != 0)
 
 
-@lru_cache(maxsize=4)  # every metric of a report is resampled alike
+@lru_cache(maxsize=1)  # all metrics of a report are resampled alike; with 10,000 groups these are 160 MB
 def bootstrap_weights(groups: int, seed: int) -> NDArray[np.float64]:
     """``(RESAMPLES, groups)`` how often each resample has drawn each group; not to be written to."""
     rng = np.random.default_rng([seed, groups])

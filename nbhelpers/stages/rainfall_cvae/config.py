@@ -226,7 +226,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 PROFILES: dict[str, dict[str, Any]] = {
     "smoke": {
-        "base_filters": 8, "d_y": 16, "d_z": 4, "dropout": 0.0, "batch_size": 32, "epochs": 2, "warmup_epochs": 1,
+        "base_filters": 8, "d_y": 16, "d_z": 4, "dropout": 0.0, "batch_size": 32, "epochs": 3, "warmup_epochs": 1,
         "lr": 4e-3, "ema_decay": 0.9, "members": 8, "eval_days": 16, "test_days": 32, "early_stopping_patience": None,
     },
     "quick": {

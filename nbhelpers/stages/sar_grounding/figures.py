@@ -163,6 +163,7 @@ def scores_figure(report: Mapping[str, Any]) -> Figure:
             if truth is not None:
                 axes.axhline(truth, color=COLOURS["truth"], lw=0.8, ls="--")
                 axes.annotate("truth", (len(rows) - 0.6, truth), **said)
+            axes.margins(y=0.1)  # room for the word above the line
         axes.set_xlim(-0.5, len(rows) - 0.5)
         axes.set_xticks([])
         _tidy(axes, title)

@@ -141,14 +141,15 @@ class SuperResolutionTask:
 
     @cached_property
     def milestones(self) -> Sequence[Milestone]:
-        """What a run must have reached by an epoch to be worth going on with."""
+        """What a run must have reached by an epoch to be worth going on with; nothing goes on after the last one."""
         bicubic = self.evaluate("val", self.nulls["bicubic"]).metrics["psnr"].value
         cure = "Look at the data figure; lower stage1_lr."
         floors = ((5, 10.0), (10, 12.0), (self.config.bicubic_by, bicubic))
+        first = self.config.stage1_epochs
         return tuple(
             Milestone("psnr", epoch, at_least=psnr, cure=cure)
             for epoch, psnr in floors
-            if epoch <= self.config.stage1_epochs
+            if epoch <= first and epoch < first + self.config.stage2_epochs
         )
 
     def to(self, device: torch.device) -> None:
