@@ -222,23 +222,21 @@ widgets.show_table(table(report, task.headlines))
 print(LEGEND)
 
 # %% [markdown]
-# Scores fall with lead time; short leads belong to persistence. Look at where the curves part.
+# Scores fall with lead time; short leads belong to persistence. Look at where the curves part. (The pictures of the report
+# lie in `run.figures`.)
 
 # %%
-widgets.show(figures.lead_time_figure(report))
+widgets.show(run.figures / "lead_time.png")
 
 # %%
-widgets.show(figures.nowcast_figure(task, figures.fixed_sample(task, split="test")))
+widgets.show(run.figures / "nowcast.png")
 
 # %% [markdown]
 # What each term contributed while training (the ledger), and where fine structure is lost.
 
 # %%
-from nbhelpers.training.history import read_rows
-from nbhelpers.training.ledger_figure import ledger_figure
-
-widgets.show(ledger_figure(read_rows(run.ledger_file)))
-widgets.show(figures.spectrum_figure(task))
+widgets.show(run.figures / "ledger.png")
+widgets.show(run.figures / "spectrum.png")
 
 # %% [markdown]
 # ## 8 Verdict

@@ -119,7 +119,7 @@ task.describe_data()
 # Look at the data before anything else: a heavy day, what is known of it, and where the thresholds lie.
 
 # %%
-from nbhelpers.stages.rainfall_cvae.map_figures import extremes_figure, sample_figure
+from nbhelpers.stages.rainfall_cvae.map_figures import sample_figure
 
 widgets.show(sample_figure(task))
 
@@ -260,39 +260,32 @@ widgets.show_table(table(report, task.headlines))
 print(LEGEND)
 
 # %% [markdown]
-# The heaviest test days: what fell, and what the model draws given the weather alone.
+# The heaviest test days: what fell, and what the model draws given the weather alone. (The pictures of the report lie in
+# `run.figures`.)
 
 # %%
-widgets.show(extremes_figure(task))
+widgets.show(run.figures / "extremes.png")
 
 # %% [markdown]
 # Are the extremes right? Quantiles to P99.9, and how much rain comes back once in so many years.
 
 # %%
-from nbhelpers.stages.rainfall_cvae.drawn import draw_days
-from nbhelpers.stages.rainfall_cvae.tail_figures import quantile_figure, quantile_tables, return_figure
-
-drawn = draw_days(task)
-widgets.show(quantile_figure(quantile_tables(task, drawn)))
-widgets.show(return_figure(task, drawn))
+widgets.show(run.figures / "quantiles.png")
+widgets.show(run.figures / "return_levels.png")
 
 # %% [markdown]
 # Is the spread right, per pixel, per coarse cell and over the domain? And what comes from the latent?
 
 # %%
-from nbhelpers.stages.rainfall_cvae.calibration_figures import latent_figure, latent_use, rank_figure, spread_figure
-
-for figure in (rank_figure(report), spread_figure(report), latent_figure(latent_use(task)) if config.d_z else None):
-    if figure is not None:
-        widgets.show(figure)
+for name in ("ranks", "spread", "latent"):
+    if (picture := run.figures / f"{name}.png").exists():  # a model without a latent has no picture of it
+        widgets.show(picture)
 
 # %% [markdown]
 # What the terms contributed: the ledger's shares of the loss and of the gradient.
 
 # %%
-from nbhelpers.training.ledger_figure import ledger_figure
-
-widgets.show(ledger_figure(read_rows(run.ledger_file)))
+widgets.show(run.figures / "ledger.png")
 
 # %% [markdown]
 # ## 8 Verdict

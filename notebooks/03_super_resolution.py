@@ -257,32 +257,27 @@ sample = figures.fixed_sample(task, split="test")
 widgets.swipe(figures.pictures(task, sample), left="LR", right="model")
 
 # %%
-widgets.show(figures.panel_figure(task, sample))
+widgets.show(run.figures / "panel.png")  # this and the other pictures of the report lie in run.figures
 
 # %% [markdown]
 # What was gained in each place; and the plane of perception and distortion: the first stage is the faithful end, the second
 # one trades some of it for sharpness.
 
 # %%
-from nbhelpers.stages.super_resolution import score_figures
-
-widgets.show(score_figures.place_figure(report))
-widgets.show(score_figures.tradeoff_figure(report))
+widgets.show(run.figures / "places.png")
+widgets.show(run.figures / "tradeoff.png")
 
 # %% [markdown]
 # Which wavelengths are there: interpolation has none of the fine ones, the truth has them all.
 
 # %%
-widgets.show(figures.spectrum_figure(task))
+widgets.show(run.figures / "spectrum.png")
 
 # %% [markdown]
 # What each term contributed while training (the ledger), stage by stage.
 
 # %%
-from nbhelpers.training.history import read_rows
-from nbhelpers.training.ledger_figure import ledger_figure
-
-widgets.show(ledger_figure(read_rows(run.ledger_file)))
+widgets.show(run.figures / "ledger.png")
 
 # %% [markdown]
 # ## 8 Verdict

@@ -261,28 +261,24 @@ widgets.show_table(table(report, task.headlines))
 print(LEGEND)
 
 # %% [markdown]
-# One flow in a rollout, then the scores step by step.
+# One flow in a rollout, then the scores step by step. (The pictures of the report lie in `run.figures`.)
 
 # %%
-tested = figures.fixed_sample(task, split="test")
-widgets.show(figures.rollout_figure(task, tested))
-widgets.show(figures.by_step_figure(report))
+widgets.show(run.figures / "rollout.png")
+widgets.show(run.figures / "by_step.png")
 
 # %% [markdown]
 # Where is energy lost, or made up? Spectra one step ahead and at the end of the rollouts; the bands are those of the scores.
 
 # %%
-widgets.show(figures.spectrum_figure(task))
+widgets.show(run.figures / "spectrum.png")
 
 # %% [markdown]
 # What the weights were, and what they meant: the ledger's shares of the loss and of the gradient.
 
 # %%
-from nbhelpers.training.history import read_rows
-from nbhelpers.training.ledger_figure import ledger_figure
-
-widgets.show(figures.history_figure(read_rows(run.history_file)))
-widgets.show(ledger_figure(read_rows(run.ledger_file)))
+widgets.show(run.figures / "history.png")
+widgets.show(run.figures / "ledger.png")
 
 # %% [markdown]
 # The rollout as a film.
@@ -292,6 +288,7 @@ from IPython.display import Image
 
 from nbhelpers.stages.neural_operator.movie import rollout_movie
 
+tested = figures.fixed_sample(task, split="test")
 Image(rollout_movie(task, tested, run.figures / "rollout.gif"))
 
 # %% [markdown]

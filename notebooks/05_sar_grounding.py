@@ -232,18 +232,14 @@ widgets.show_table(table(report, task.headlines))
 print(LEGEND)
 
 # %%
-from nbhelpers.stages.sar_grounding.figures import scores_figure, tiles_figure
-
-widgets.show(tiles_figure(task, examples(task, "test")))
-widgets.show(scores_figure(report))
+widgets.show(run.figures / "tiles.png")  # these and the other pictures of the report lie in run.figures
+widgets.show(run.figures / "scores.png")
 
 # %% [markdown]
 # What the terms contributed: the ledger's shares of the loss and of the gradient.
 
 # %%
-from nbhelpers.training.ledger_figure import ledger_figure
-
-widgets.show(ledger_figure(read_rows(run.ledger_file)))
+widgets.show(run.figures / "ledger.png")
 
 # %% [markdown]
 # ## 8 Verdict

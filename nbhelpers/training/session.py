@@ -215,7 +215,7 @@ def _name_best(session: Session, home: Run) -> bool:
             there[step] = checkpoint.pointer_to(kept)
     if progress.best_step not in there:
         lost = progress.best_step is not None
-        progress.best, progress.best_step, progress.ranked = None, None, {}  # patience has run out all the same
+        progress.best, progress.best_step, progress.mark, progress.ranked = None, None, None, {}  # stays ended if stale
         if not lost or session.is_warming_up:  # nothing is best yet
             pointers.forget(run, "best")
         return lost

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nbhelpers.core.picture import write_png
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -29,5 +31,5 @@ def save_figures(folder: Path, figures: Iterable[tuple[str, Figure]]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in figures:
         temporary = folder / f"{name}.tmp"
-        figure.savefig(temporary, format="png", dpi=110)
+        write_png(figure, temporary, dpi=110)
         os.replace(temporary, folder / f"{name}.png")

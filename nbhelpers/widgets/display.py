@@ -5,17 +5,20 @@ from __future__ import annotations
 import html
 import io
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from nbhelpers.core.picture import write_png
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def show(figure: Figure) -> None:
-    """Show a figure in a notebook, whichever backend matplotlib has there."""
-    from IPython.display import display
+def show(figure: Figure | Path) -> None:
+    """Show a figure in a notebook, whichever backend matplotlib has there; or a PNG file, such as one of a report."""
+    from IPython.display import Image, display
 
-    display(_image(figure))
+    display(Image(data=figure.read_bytes()) if isinstance(figure, Path) else _image(figure))
 
 
 def show_table(rows: Sequence[Sequence[str]]) -> None:
@@ -53,5 +56,5 @@ def _image(figure: Figure) -> Any:
     from IPython.display import Image
 
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
+    write_png(figure, buffer, dpi=100)
     return Image(data=buffer.getvalue())

@@ -145,12 +145,8 @@ class SuperResolutionTask:
         bicubic = self.evaluate("val", self.nulls["bicubic"]).metrics["psnr"].value
         cure = "Look at the data figure; lower stage1_lr."
         floors = ((5, 10.0), (10, 12.0), (self.config.bicubic_by, bicubic))
-        first = self.config.stage1_epochs
-        return tuple(
-            Milestone("psnr", epoch, at_least=psnr, cure=cure)
-            for epoch, psnr in floors
-            if epoch <= first and epoch < first + self.config.stage2_epochs
-        )
+        latest = self.config.stage1_epochs - (self.config.stage2_epochs == 0)
+        return tuple(Milestone("psnr", epoch, at_least=psnr, cure=cure) for epoch, psnr in floors if epoch <= latest)
 
     def to(self, device: torch.device) -> None:
         self.device = device
